@@ -1,0 +1,1 @@
+"""Training code: the shipped pair here; controllers later."""
