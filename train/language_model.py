@@ -161,7 +161,10 @@ def train_model(
             log.append(entry)
             recent.clear()
             bar.set_postfix(train=f"{entry['train_loss']:.3f}", validation=f"{held_out:.3f}")
-            _save_state(state_path, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1, "log": log})
+            _save_state(
+                state_path,
+                {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1, "log": log},
+            )
             (workdir / "log.json").write_text(json.dumps(log, indent=1))
     model.eval()
     return log

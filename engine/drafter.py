@@ -1,0 +1,83 @@
+"""Drafters behind one interface: what a drafter proposes, when it must catch up, and what it remembers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..controllers import DraftLevel
+from .request import Request
+from .sampler import RowSampling
+from .token_tree import TokenTree
+
+KeepDrafting = Callable[[DraftLevel], NDArray[np.bool_]]
+
+
+@dataclass(frozen=True)
+class DraftContext:
+    """What a drafter needs to know about a round beside the requests."""
+
+    sampling: RowSampling
+    """One row per request of the round."""
+    draw: int
+    """Number of the round: in ``rejection`` mode every round draws fresh drafts."""
+    shared_noise: Callable[[NDArray[np.int64], int], torch.Tensor | None] | None
+    """``coupled`` mode: (rows, depth) -> the target's own Gumbel noise for the token ``depth`` ahead of those rows'
+    context; None in ``rejection`` mode."""
+    keep_drafting: KeepDrafting | None
+    """Asked after every level; None: every request drafts its full length."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """One request's proposal."""
+
+    tree: TokenTree
+    """Root (last committed token) and drafted nodes."""
+    main_chain: tuple[int, ...] = ()
+    """Nodes whose prefix the drafter's own cache follows."""
+    probabilities: Mapping[int, NDArray[np.float64]] = field(default_factory=dict)
+    """``rejection`` mode: node -> distribution its children were drawn from, without replacement."""
+    depth: int = 0
+    """Levels drafted; the speculation length that was used."""
+
+
+class Drafter(ABC):
+    """Proposes tokens for requests. Slots and tokens are the engine's; a drafter's cache follows them."""
+
+    name: str
+    num_bytes: int = 0
+    """Memory of the drafter's own cache."""
+
+    @abstractmethod
+    def lag(self, request: Request) -> int:
+        """Committed tokens that the drafter has not seen, the last one (which nothing has seen yet) not counted."""
+
+    @abstractmethod
+    def catch_up(self, requests: Sequence[Request]) -> int:
+        """Bring every request's lag to 1 or less. Returns the number of tokens that took."""
+
+    @abstractmethod
+    def propose(self, requests: Sequence[Request], lengths: NDArray[np.int64], context: DraftContext) -> list[Draft]:
+        """Draft ``lengths[i] >= 1`` levels for each request, or fewer where ``context.keep_drafting`` says so."""
+
+    @abstractmethod
+    def commit(self, request: Request, draft: Draft, path: tuple[int, ...]) -> None:
+        """Learn which nodes of ``draft`` were accepted (before the engine appends the tokens)."""
+
+    @abstractmethod
+    def start(self, request: Request) -> None:
+        """A request was given a slot."""
+
+    @abstractmethod
+    def forget(self, request: Request) -> None:
+        """A request left."""
+
+    @abstractmethod
+    def move_slot(self, source: int, destination: int) -> None:
+        """The request in slot ``source`` now lives in slot ``destination``."""

@@ -1,0 +1,62 @@
+"""Preallocated key/value cache: one slot per request, dense slots, no copy per step."""
+
+from __future__ import annotations
+
+import torch
+
+
+class KVCache:
+    """Keys and values of one model for up to ``num_slots`` requests of ``slot_length`` tokens.
+
+    Storage is one tensor per layer, ``[num_slots, slot_length, 2, num_kv_heads, head_dim]``, allocated once. Slots in
+    use are always ``0 … n-1`` (the engine moves the last slot into a hole when a request leaves), so the rows of a
+    batch are a view of the storage and attention reads it without a copy. Rejected tokens cost nothing: they are
+    overwritten by the next round.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_slots: int,
+        slot_length: int,
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.num_slots = num_slots
+        self.slot_length = slot_length
+        shape = (num_slots, slot_length, 2, num_kv_heads, head_dim)
+        # Zeros, not empty: masked positions are multiplied by a weight of 0, and 0 * NaN would be NaN.
+        self.layers = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+        self._flat = [layer.view(num_slots * slot_length, 2 * num_kv_heads, head_dim) for layer in self.layers]
+
+    @staticmethod
+    def bytes_per_slot(num_layers: int, slot_length: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
+        """Memory of one slot in bytes."""
+        return num_layers * slot_length * 2 * num_kv_heads * head_dim * dtype.itemsize
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the whole cache in bytes."""
+        return sum(layer.numel() * layer.element_size() for layer in self.layers)
+
+    def write(self, layer: int, index: torch.Tensor, key_value: torch.Tensor) -> None:
+        """Store ``key_value`` ``[N, 2 * num_kv_heads, head_dim]`` (keys first) at flat token indices ``index`` ``[N]``."""
+        self._flat[layer].index_copy_(0, index, key_value)
+
+    def view(self, layer: int, first: int, last: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of slots ``first … last-1`` as views ``[rows, num_kv_heads, length, head_dim]``."""
+        rows = self.layers[layer][first:last, :length]
+        return rows[:, :, 0].transpose(1, 2), rows[:, :, 1].transpose(1, 2)
+
+    def move_slot(self, source: int, destination: int, length: int) -> None:
+        """Copy the first ``length`` tokens of slot ``source`` to ``destination`` (when a request leaves a hole)."""
+        for layer in self.layers:
+            layer[destination, :length] = layer[source, :length]
+
+    def move_tokens(self, slot: int, sources: list[int], destination: int) -> None:
+        """Move the tokens at ``sources`` of one slot to ``destination …``: an accepted path that left the main chain."""
+        index = torch.tensor(sources, device=self.layers[0].device)
+        for layer in self.layers:
+            layer[slot, destination : destination + len(sources)] = layer[slot].index_select(0, index)

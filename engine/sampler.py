@@ -1,0 +1,98 @@
+"""From logits to the distribution a request asked for, and to its perturbed logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .noise import gumbel_noise, noise_keys
+from .sampling_params import SamplingParams
+
+
+@dataclass(frozen=True)
+class RowSampling:
+    """Sampling of the rows of a logits tensor, one request per row. Arrays are ``[N]``."""
+
+    temperature: NDArray[np.float32]
+    top_k: NDArray[np.int64]
+    top_p: NDArray[np.float32]
+    seed: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, params: Sequence[SamplingParams], seeds: Sequence[int]) -> RowSampling:
+        """Gather the parameters of several requests."""
+        return cls(
+            np.asarray([p.temperature for p in params], dtype=np.float32),
+            np.asarray([p.top_k for p in params], dtype=np.int64),
+            np.asarray([p.top_p for p in params], dtype=np.float32),
+            np.asarray(seeds, dtype=np.int64),
+        )
+
+    def take(self, rows: NDArray[np.int64]) -> RowSampling:
+        """Select (or repeat) rows."""
+        return RowSampling(self.temperature[rows], self.top_k[rows], self.top_p[rows], self.seed[rows])
+
+    @property
+    def all_greedy(self) -> bool:
+        """True if no row samples."""
+        return not self.temperature.any()
+
+    def noise(
+        self, positions: NDArray[np.int64], vocab_size: int, device: torch.device, stream: int, draw: int = 0
+    ) -> torch.Tensor | None:
+        """Gumbel noise ``[N, vocab_size]`` for these positions, 0 in greedy rows; None if every row is greedy."""
+        if self.all_greedy:
+            return None
+        noise = gumbel_noise(noise_keys(self.seed, positions, stream, draw), vocab_size, device)
+        if not self.temperature.all():
+            noise *= torch.from_numpy(self.temperature > 0).to(device)[:, None]
+        return noise
+
+
+def temper(logits: torch.Tensor, sampling: RowSampling) -> torch.Tensor:
+    """Apply top-k and top-p (cut tokens become -inf), then divide by the temperature; greedy rows stay as they are.
+
+    ``logits`` is float32 ``[N, vocab_size]`` and is not changed. Top-p is measured at the request's temperature, as
+    the usual samplers do.
+    """
+    if sampling.all_greedy:
+        return logits
+    device = logits.device
+    scale = np.where(sampling.temperature > 0, sampling.temperature, 1.0).astype(np.float32)
+    logits = logits / torch.from_numpy(scale).to(device)[:, None]
+    cut = np.flatnonzero((sampling.temperature > 0) & ((sampling.top_k > 0) | (sampling.top_p < 1)))
+    if cut.size:
+        rows = torch.from_numpy(cut).to(device)
+        logits[rows] = _filtered(logits[rows], sampling.take(cut))
+    return logits
+
+
+def _filtered(logits: torch.Tensor, sampling: RowSampling) -> torch.Tensor:
+    """Top-k, then top-p on what is left. Ties at the cut are broken by the stable sort: exactly k tokens stay."""
+    vocab_size = logits.shape[-1]
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    top_k = torch.from_numpy(np.where(sampling.top_k > 0, sampling.top_k, vocab_size)).to(logits.device)
+    rank = torch.arange(vocab_size, device=logits.device)
+    ordered = ordered.masked_fill(rank >= top_k[:, None], -torch.inf)
+    probability = ordered.softmax(-1)
+    before = probability.cumsum(-1) - probability  # mass of the more likely tokens
+    top_p = torch.from_numpy(sampling.top_p).to(logits.device)
+    # A row without top-p must keep every token: in float32 the mass before the last ones can round up to 1.
+    drop = (before >= top_p[:, None]) & (top_p < 1)[:, None]
+    drop[:, 0] = False
+    return torch.empty_like(logits).scatter_(-1, order, ordered.masked_fill(drop, -torch.inf))
+
+
+def probabilities(logits: torch.Tensor, sampling: RowSampling) -> torch.Tensor:
+    """The distribution each row samples from, float64 ``[N, vocab_size]``; greedy rows are one-hot."""
+    distribution = temper(logits, sampling).double().softmax(-1)
+    greedy = np.flatnonzero(sampling.temperature == 0)
+    if greedy.size:
+        rows = torch.from_numpy(greedy).to(logits.device)
+        best = logits[rows].argmax(-1, keepdim=True)
+        distribution[rows] = torch.zeros_like(distribution[rows]).scatter_(-1, best, 1.0)
+    return distribution
