@@ -17,25 +17,28 @@ def attend(
     batch: ForwardBatch,
     scale: float,
 ) -> torch.Tensor:
-    """Store the new keys and values, then attend over context and tree ancestors. Returns ``[N, num_heads, head_dim]``.
+    """Store the new keys and values, then attend over context and tree ancestors. ``[N, num_heads * head_dim]``.
 
     Heads that share a key head are folded into the query dimension (grouped-query attention without repeating the
     cache).
     """
     cache.write(layer, batch.cache_index, key_value)
-    num_tokens, num_heads, head_dim = query.shape
+    num_heads, head_dim = query.shape[1:]
     num_kv_heads = key_value.shape[1] // 2
     repeats = num_heads // num_kv_heads
     rows, width = batch.rows, batch.max_queries
-    if batch.query_index is None:
-        padded = query
-    else:
+    if batch.query_index is not None:
         padded = query.new_zeros(rows * width, num_heads, head_dim)
-        padded.index_copy_(0, batch.query_index, query)
-    # [rows, kv_heads, width * repeats, head_dim]
-    folded = padded.view(rows, width, num_kv_heads, repeats, head_dim).transpose(1, 2).flatten(2, 3)
-    key, value = cache.view(layer, batch.first_slot, batch.last_slot, batch.length)
+        query = padded.index_copy_(0, batch.query_index, query)
+    if width == 1:  # the same as below, with fewer operations: this is every decode step
+        folded = query.view(rows, num_kv_heads, repeats, head_dim)
+    else:
+        folded = query.view(rows, width, num_kv_heads, repeats, head_dim).transpose(1, 2).flatten(2, 3)
+    key, value = cache.view(layer, batch.first_slot, rows, batch.length)
     mask = batch.additive_mask(repeats, query.dtype)
+    # [rows, num_kv_heads, width * repeats, head_dim]
     output = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scale)
-    output = output.view(rows, num_kv_heads, width, repeats, head_dim).transpose(1, 2).reshape(-1, num_heads, head_dim)
+    if width > 1:
+        output = output.view(rows, num_kv_heads, width, repeats, head_dim).transpose(1, 2)
+    output = output.reshape(rows * width, num_heads * head_dim)
     return output if batch.query_index is None else output.index_select(0, batch.query_index)

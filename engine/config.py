@@ -25,13 +25,15 @@ class EngineConfig:
     drafter: str = "model"
     """``model``: the pair's drafter; ``ngram``: prompt lookup."""
     verification: str = "coupled"
-    """``coupled``: same seed, same text, whatever is drafted. ``rejection``: the standard rule, accepts a little more."""
+    """``coupled``: same seed, same text, whatever is drafted. ``rejection``: the standard rule."""
+    greedy_drafts: bool = False
+    """Draft the drafter's most likely tokens whatever the temperature, instead of coupled or sampled ones."""
     prefill_chunk: int = 256
     """Prompt tokens prefilled per step at most, over all requests."""
     catch_up_chunk: int = 256
     """Tokens per pass when the drafter catches up."""
     fused: bool | None = None
-    """None: the fused Llama/Qwen path where it applies. False: transformers' own classes. True: demand the fused path."""
+    """None: the fused Llama/Qwen path where it applies. False: transformers' own classes. True: demand the path."""
     seed: int = 0
     """Seeds of requests that bring none are drawn from this."""
 

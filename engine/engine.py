@@ -13,20 +13,20 @@ from ..controllers import ConstantController, Controller, RoundOutcome, RoundSta
 from .config import EngineConfig
 from .drafter import Drafter
 from .forward_batch import Segment, build_batch
+from .intake import Prompt, read_prompt
 from .model_drafter import ModelDrafter
 from .models import build_runner
 from .ngram_drafter import NgramDrafter
 from .pair import Pair
+from .profiler import EngineProfiler
 from .request import FinishReason, Phase, Request, RequestOutput, RequestStats, StreamChunk
+from .round_state import round_state, update_history
 from .sampling_params import RequestError, SamplingParams
 from .scheduler import Scheduler
 from .speculation import RoundResult, Speculator, synchronize
 from .stats import EngineStats, RoundRecord
-from .text import TextStream, decode, stop_text
+from .text import TextStream, commit_tokens, decode
 from .token_tree import TokenTree
-
-Prompt = str | Sequence[int]
-ACCEPTANCE_WEIGHT = 0.2  # of the newest round in a request's running acceptance rate
 
 
 class Engine:
@@ -55,14 +55,7 @@ class Engine:
         runners = [self.runner, *([draft_runner] if draft_runner else [])]
         self.max_model_len = self._model_len([runner.max_position_embeddings for runner in runners])
         slot_length = self.max_model_len + config.max_tree_nodes
-        num_slots = self._num_slots(
-            sum(
-                self.runner.new_cache(0, 0).bytes_per_slot(
-                    r.num_layers, slot_length, r.num_kv_heads, r.head_dim, r.dtype
-                )
-                for r in runners
-            )
-        )
+        num_slots = self._num_slots(sum(runner.cache_bytes_per_slot(slot_length) for runner in runners))
         self.cache = self.runner.new_cache(num_slots, slot_length)
         self.drafter = drafter
         if draft_runner is not None:
@@ -80,6 +73,7 @@ class Engine:
             pair.vocab_size,
             config.verification,
             config.max_tree_nodes,
+            config.greedy_drafts,
         )
         drafter_bytes = 0 if self.drafter is None else self.drafter.num_bytes
         self.stats = EngineStats(kv_cache_bytes=self.cache.num_bytes + drafter_bytes)
@@ -139,8 +133,7 @@ class Engine:
             if request_id in self._requests or request_id in self._results:
                 raise RequestError(f"request id {request_id!r} is already in use")
             params.check(self.config.max_num_speculative_tokens)
-            token_ids = self._tokenize(prompt)
-            self._check_size(len(token_ids), params.max_tokens)
+            token_ids = read_prompt(prompt, self.pair, self.max_model_len, params.max_tokens)
         except RequestError:
             self.stats.num_refused += 1
             raise
@@ -166,34 +159,12 @@ class Engine:
         """Hand over (and forget) the result of a finished request; ``KeyError`` if it has none."""
         return self._results.pop(request_id)
 
-    def _tokenize(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, str):
-            tokens: list[int] = self.pair.tokenizer(prompt)["input_ids"]
-        elif all(isinstance(token, int | np.integer) and not isinstance(token, bool) for token in prompt):
-            tokens = [int(token) for token in prompt]
-        else:
-            raise RequestError("a prompt is a string or a sequence of token ids (integers)")
-        if not tokens:
-            raise RequestError("the prompt is empty; give at least one token")
-        outside = [token for token in tokens if not 0 <= token < self.pair.vocab_size]
-        if outside:
-            raise RequestError(f"token id {outside[0]} is outside the vocabulary of {self.pair.vocab_size}")
-        return tokens
-
-    def _check_size(self, num_prompt_tokens: int, max_tokens: int) -> None:
-        if num_prompt_tokens >= self.max_model_len:
-            raise RequestError(
-                f"the prompt has {num_prompt_tokens} tokens, the engine takes at most {self.max_model_len - 1} "
-                "(max_model_len - 1); shorten it"
-            )
-        if num_prompt_tokens + max_tokens > self.max_model_len:
-            raise RequestError(
-                f"prompt ({num_prompt_tokens}) plus max_tokens ({max_tokens}) exceed the KV capacity of a request "
-                f"({self.max_model_len} tokens); lower max_tokens to {self.max_model_len - num_prompt_tokens}"
-            )
-
     def _own_seed(self) -> int:
         return int(np.random.default_rng((self.config.seed, self._num_added)).integers(2**62))
+
+    def profiler(self) -> EngineProfiler:
+        """Time single passes, for `CostSurface.measure`; ``RuntimeError`` while a request waits or runs."""
+        return EngineProfiler(self)
 
     # ------------------------------------------------------------------ serving
 
@@ -241,25 +212,23 @@ class Engine:
                 self.drafter.start(request)
         if not self.scheduler.running:
             return chunks
-        prefill_tokens, prefill_seconds = self._prefill()
+        prefill = self._prefill()
         requests = self.scheduler.decoding()
         if not requests:
-            self._record(start, (), None, None, 0, 0, prefill_tokens, prefill_seconds)
+            self._record(start, None, RoundResult.empty(), 0, 0, prefill)
             return chunks
-        state = self._state(requests)
+        state = round_state(requests, self.scheduler, self.drafter, self.config, 1 - self._kv_use())
         lengths = self.speculator.decide(state)
         result = self.speculator.run(requests, lengths, self.stats.num_rounds)
-        switches = self._count_switches(requests, result)
+        switches = update_history(requests, result)
         committed = []
         for request, tokens in zip(requests, result.new_tokens, strict=True):
-            new = self._append(request, tokens)
+            new = commit_tokens(request, tokens, self.pair.tokenizer, self._eos)
             committed.append(len(new))
             chunks.append(self._chunk(request, new))
             if request.finish_reason is not None:
                 self._finish(request)
-        record = self._record(
-            start, state.request_ids, state, result, sum(committed), switches, prefill_tokens, prefill_seconds
-        )
+        record = self._record(start, state, result, sum(committed), switches, prefill)
         self.controller.observe(
             RoundOutcome(
                 num_drafted=np.asarray(result.num_drafted),
@@ -301,69 +270,10 @@ class Engine:
         synchronize(self.runner.device)
         return sum(count for _, count in plan), time.perf_counter() - start
 
-    def _state(self, requests: Sequence[Request]) -> RoundState:
-        def limit(request: Request) -> int:
-            if self.drafter is None:
-                return 0
-            cap = request.params.num_speculative_tokens
-            # A round gains one token more than it accepts, so the last token needs no draft.
-            left = request.params.max_tokens - request.num_generated - 1
-            return min(left, self.config.max_num_speculative_tokens if cap is None else cap)
-
-        drafter = self.drafter
-        return RoundState(
-            request_ids=tuple(request.request_id for request in requests),
-            context_length=np.asarray([len(request.token_ids) for request in requests]),
-            num_generated=np.asarray([request.num_generated for request in requests]),
-            lag=np.asarray([0 if drafter is None else drafter.lag(request) for request in requests]),
-            max_num_speculative_tokens=np.asarray([limit(request) for request in requests]),
-            last_num_speculative_tokens=np.asarray([request.last_length for request in requests]),
-            last_accepted_length=np.asarray([request.last_accepted for request in requests]),
-            acceptance_rate=np.asarray([request.acceptance_rate for request in requests]),
-            temperature=np.asarray([float(request.params.temperature) for request in requests]),
-            running=len(self.scheduler.running),
-            waiting=len(self.scheduler.waiting),
-            kv_free=1 - self._kv_use(),
-        )
-
     def _kv_use(self) -> float:
         return sum(request.num_cached for request in self.scheduler.running) / (
             self.scheduler.num_slots * self.max_model_len
         )
-
-    def _count_switches(self, requests: Sequence[Request], result: RoundResult) -> int:
-        """Update each request's history; returns how many went from off to on or back."""
-        switches = 0
-        for request, drafted, accepted in zip(requests, result.num_drafted, result.accepted_length, strict=True):
-            switched = request.last_length >= 0 and (request.last_length > 0) != (drafted > 0)
-            switches += switched
-            request.stats.num_rounds += 1
-            request.stats.num_drafted += drafted
-            request.stats.num_accepted += accepted
-            request.stats.num_switches += switched
-            request.last_length, request.last_accepted = drafted, accepted
-            if drafted:
-                rate, old = accepted / drafted, request.acceptance_rate
-                request.acceptance_rate = rate if old != old else old + ACCEPTANCE_WEIGHT * (rate - old)
-        return switches
-
-    def _append(self, request: Request, tokens: Sequence[int]) -> list[int]:
-        """Commit tokens one by one until the request ends; what comes after is dropped, so K never shows in the text."""
-        if request.num_generated == 0:
-            request.stats.first_token_seconds = time.perf_counter() - request.arrival
-        taken = []
-        for token in tokens:
-            request.token_ids.append(token)
-            taken.append(token)
-            if token in self._eos and not request.params.ignore_eos:
-                request.finish_reason = FinishReason.STOP
-            elif (text := stop_text(self.pair.tokenizer, request)) is not None:
-                request.text, request.finish_reason = text, FinishReason.STOP
-            elif request.num_generated >= request.params.max_tokens:
-                request.finish_reason = FinishReason.LENGTH
-            if request.finish_reason is not None:
-                break
-        return taken
 
     def _final_text(self, request: Request) -> str:
         if request.text is None:
@@ -407,38 +317,32 @@ class Engine:
     def _record(
         self,
         start: float,
-        request_ids: tuple[str, ...],
         state: RoundState | None,
-        result: RoundResult | None,
+        result: RoundResult,
         num_committed: int,
         switches: int,
-        prefill_tokens: int,
-        prefill_seconds: float,
+        prefill: tuple[int, float],
     ) -> RoundRecord:
-        draft, verify, catch_up = (
-            (0.0, 0.0, 0.0)
-            if result is None
-            else (result.draft_seconds, result.verify_seconds, result.catch_up_seconds)
-        )
         elapsed = time.perf_counter() - start
+        model_seconds = result.draft_seconds + result.verify_seconds + result.catch_up_seconds + prefill[1]
         record = RoundRecord(
             index=self.stats.num_rounds,
-            request_ids=request_ids,
-            num_drafted=() if result is None else tuple(result.num_drafted),
-            accepted_length=() if result is None else tuple(result.accepted_length),
+            request_ids=() if state is None else state.request_ids,
+            num_drafted=tuple(result.num_drafted),
+            accepted_length=tuple(result.accepted_length),
             lag=() if state is None else tuple(state.lag.tolist()),
             num_committed=num_committed,
-            catch_up_tokens=0 if result is None else result.catch_up_tokens,
-            prefill_tokens=prefill_tokens,
+            catch_up_tokens=result.catch_up_tokens,
+            prefill_tokens=prefill[0],
             running=len(self.scheduler.running),
             waiting=len(self.scheduler.waiting),
             kv_use=self._kv_use(),
             switches=switches,
-            draft_seconds=draft,
-            verify_seconds=verify,
-            catch_up_seconds=catch_up,
-            prefill_seconds=prefill_seconds,
-            host_seconds=max(0.0, elapsed - draft - verify - catch_up - prefill_seconds),
+            draft_seconds=result.draft_seconds,
+            verify_seconds=result.verify_seconds,
+            catch_up_seconds=result.catch_up_seconds,
+            prefill_seconds=prefill[1],
+            host_seconds=max(0.0, elapsed - model_seconds),
         )
         self.stats.add(record)
         return record

@@ -24,17 +24,20 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
+        self._num_kv_heads, self._head_dim = num_kv_heads, head_dim
         self.num_slots = num_slots
         self.slot_length = slot_length
         shape = (num_slots, slot_length, 2, num_kv_heads, head_dim)
         # Zeros, not empty: masked positions are multiplied by a weight of 0, and 0 * NaN would be NaN.
         self.layers = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+        self._strides = (
+            slot_length * 2 * num_kv_heads * head_dim,
+            2 * num_kv_heads * head_dim,
+            num_kv_heads * head_dim,
+            head_dim,
+            1,
+        )
         self._flat = [layer.view(num_slots * slot_length, 2 * num_kv_heads, head_dim) for layer in self.layers]
-
-    @staticmethod
-    def bytes_per_slot(num_layers: int, slot_length: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
-        """Memory of one slot in bytes."""
-        return num_layers * slot_length * 2 * num_kv_heads * head_dim * dtype.itemsize
 
     @property
     def num_bytes(self) -> int:
@@ -42,13 +45,15 @@ class KVCache:
         return sum(layer.numel() * layer.element_size() for layer in self.layers)
 
     def write(self, layer: int, index: torch.Tensor, key_value: torch.Tensor) -> None:
-        """Store ``key_value`` ``[N, 2 * num_kv_heads, head_dim]`` (keys first) at flat token indices ``index`` ``[N]``."""
+        """Store ``key_value`` ``[N, 2 * num_kv_heads, head_dim]``, keys first, at flat indices ``index`` ``[N]``."""
         self._flat[layer].index_copy_(0, index, key_value)
 
-    def view(self, layer: int, first: int, last: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of slots ``first … last-1`` as views ``[rows, num_kv_heads, length, head_dim]``."""
-        rows = self.layers[layer][first:last, :length]
-        return rows[:, :, 0].transpose(1, 2), rows[:, :, 1].transpose(1, 2)
+    def view(self, layer: int, first: int, rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of ``rows`` slots from ``first`` on, as views ``[rows, num_kv_heads, length, head_dim]``."""
+        storage, (slot, token, kind, head, _) = self.layers[layer], self._strides
+        size, stride, offset = (rows, self._num_kv_heads, length, self._head_dim), (slot, head, token, 1), first * slot
+        # One as_strided each instead of four slicing calls: at batch 1 every operation counts.
+        return storage.as_strided(size, stride, offset), storage.as_strided(size, stride, offset + kind)
 
     def move_slot(self, source: int, destination: int, length: int) -> None:
         """Copy the first ``length`` tokens of slot ``source`` to ``destination`` (when a request leaves a hole)."""
@@ -56,7 +61,7 @@ class KVCache:
             layer[destination, :length] = layer[source, :length]
 
     def move_tokens(self, slot: int, sources: list[int], destination: int) -> None:
-        """Move the tokens at ``sources`` of one slot to ``destination …``: an accepted path that left the main chain."""
+        """Move the tokens at ``sources`` of a slot to ``destination …``: an accepted path that left the main chain."""
         index = torch.tensor(sources, device=self.layers[0].device)
         for layer in self.layers:
             layer[slot, destination : destination + len(sources)] = layer[slot].index_select(0, index)

@@ -32,6 +32,11 @@ class RowSampling:
             np.asarray(seeds, dtype=np.int64),
         )
 
+    @classmethod
+    def greedy(cls, count: int) -> RowSampling:
+        """``count`` rows that take the most likely token."""
+        return cls.of([SamplingParams()] * count, [0] * count)
+
     def take(self, rows: NDArray[np.int64]) -> RowSampling:
         """Select (or repeat) rows."""
         return RowSampling(self.temperature[rows], self.top_k[rows], self.top_p[rows], self.seed[rows])

@@ -40,6 +40,11 @@ class RoundResult:
     verify_seconds: float
     catch_up_seconds: float
 
+    @classmethod
+    def empty(cls) -> RoundResult:
+        """The result of a step in which nothing decoded."""
+        return cls([], [], [], 0, 0.0, 0.0, 0.0)
+
 
 class _RoundNoise:
     """The target's Gumbel noise of a round: computed once, seen by the drafter and by verification."""
@@ -55,7 +60,7 @@ class _RoundNoise:
                 self.table *= torch.from_numpy(sampling.temperature > 0).to(device)[:, None, None]
 
     def at(self, rows: NDArray[np.int64], depth: int | NDArray[np.int64]) -> torch.Tensor | None:
-        """Noise ``[len(rows), vocab_size]`` of the token ``depth`` ahead (scalar or one per row); None if all greedy."""
+        """Noise ``[len(rows), vocab_size]`` of the token ``depth`` ahead (scalar or per row); None if all greedy."""
         if self.table is None:
             return None
         return self.table[torch.from_numpy(rows), torch.from_numpy(np.broadcast_to(depth, rows.shape) - 1)]
@@ -73,6 +78,7 @@ class Speculator:
         vocab_size: int,
         verification: str,
         max_tree_nodes: int,
+        greedy_drafts: bool = False,
     ) -> None:
         self.target = target
         self.cache = cache
@@ -81,6 +87,7 @@ class Speculator:
         self.vocab_size = vocab_size
         self.coupled = verification == "coupled"
         self.max_tree_nodes = max_tree_nodes
+        self.greedy_drafts = greedy_drafts
 
     def decide(self, state: RoundState) -> NDArray[np.int64]:
         """Ask the controller and cut its lengths to what each request may use. ``[B]``."""
@@ -101,7 +108,7 @@ class Speculator:
         noise = _RoundNoise(requests, sampling, width, self.vocab_size, self.target.device) if self.coupled else None
         start = time.perf_counter()
         speculating = np.flatnonzero(lengths) if self.drafter is not None else np.empty(0, dtype=np.int64)
-        chosen = [requests[index] for index in speculating]
+        chosen = [requests[index] for index in speculating.tolist()]
         catch_up_tokens = 0
         if self.drafter is not None and any(self.drafter.lag(request) > 1 for request in chosen):
             catch_up_tokens = self._catch_up(self.drafter, chosen)
@@ -109,10 +116,9 @@ class Speculator:
         drafts: list[Draft | None] = [None] * len(requests)
         if self.drafter is not None and chosen:
             context = self._draft_context(sampling, noise, speculating, draw)
-            for index, draft in zip(
-                speculating, self.drafter.propose(chosen, lengths[speculating], context), strict=True
-            ):
-                drafts[index] = draft
+            proposed = self.drafter.propose(chosen, lengths[speculating], context)
+            for index, proposal in zip(speculating.tolist(), proposed, strict=True):
+                drafts[index] = proposal
         drafted = time.perf_counter()
         verdicts, trees = self._verify(requests, drafts, sampling, noise, draw)
         verified = time.perf_counter()
@@ -142,9 +148,11 @@ class Speculator:
     def _draft_context(
         self, sampling: RowSampling, noise: _RoundNoise | None, speculating: NDArray[np.int64], draw: int
     ) -> DraftContext:
-        asks = self.controller.asks_every_level
+        keep_drafting = self.controller.keep_drafting if self.controller.asks_every_level else None
+        if self.greedy_drafts:
+            return DraftContext(RowSampling.greedy(len(speculating)), draw, None, keep_drafting)
         shared = None if noise is None else lambda rows, depth: noise.at(speculating[rows], depth)
-        return DraftContext(sampling.take(speculating), draw, shared, self.controller.keep_drafting if asks else None)
+        return DraftContext(sampling.take(speculating), draw, shared, keep_drafting)
 
     def _verify(
         self,
@@ -170,8 +178,8 @@ class Speculator:
         per_node = sampling if len(rows) == len(requests) else sampling.take(rows)
         if noise is not None:
             scores = temper(logits, per_node)
-            if noise.table is not None:
-                scores = scores + noise.at(rows, np.concatenate([tree.depths() for tree in trees]) + 1)
+            ahead = noise.at(rows, np.concatenate([tree.depths() for tree in trees]) + 1)
+            scores = scores if ahead is None else scores + ahead
             choice = scores.argmax(-1).tolist()
             return [
                 accept_coupled(tree, choice[start : start + len(tree)])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from .request import Request
+from .request import FinishReason, Request
 
 _UNFINISHED = "\ufffd"
 
@@ -45,6 +46,30 @@ def stop_text(tokenizer: PreTrainedTokenizerBase, request: Request) -> str | Non
     ):
         return None
     return cut_at_stop(decode(tokenizer, request.output_token_ids), stops)
+
+
+def commit_tokens(
+    request: Request, tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase, end_of_text: frozenset[int]
+) -> list[int]:
+    """Append ``tokens`` one by one until the request ends, and return those taken.
+
+    What comes after the end is dropped, so that the speculation length never shows in the text.
+    """
+    if request.num_generated == 0:
+        request.stats.first_token_seconds = time.perf_counter() - request.arrival
+    taken = []
+    for token in tokens:
+        request.token_ids.append(token)
+        taken.append(token)
+        if token in end_of_text and not request.params.ignore_eos:
+            request.finish_reason = FinishReason.STOP
+        elif (text := stop_text(tokenizer, request)) is not None:
+            request.text, request.finish_reason = text, FinishReason.STOP
+        elif request.num_generated >= request.params.max_tokens:
+            request.finish_reason = FinishReason.LENGTH
+        if request.finish_reason is not None:
+            break
+    return taken
 
 
 @dataclass

@@ -29,7 +29,8 @@ def accept_coupled(tree: TokenTree, target_tokens: Sequence[int]) -> Verdict:
     ``target_tokens[i]`` is the arg max of the target's perturbed logits after node i. It depends on the text and the
     seed alone, so the text does too, whatever the tree holds; several candidates only raise the chance of a match.
     """
-    node, path = 0, []
+    node = 0
+    path: list[int] = []
     while True:
         wanted = target_tokens[node]
         child = next((child for child in tree.children(node) if tree.tokens[child] == wanted), None)
@@ -45,14 +46,15 @@ def accept_rejection(
     draft_probabilities: Mapping[int, Distribution],
     rng: np.random.Generator,
 ) -> Verdict:
-    """Speculative sampling (Leviathan et al. 2023) with several candidates drawn without replacement (MCSD, 2401.06706).
+    """Speculative sampling (Leviathan et al. 2023), candidates drawn without replacement (MCSD, arXiv 2401.06706).
 
     ``target_probabilities`` is ``[n, vocab_size]``, the target's distribution after each node. Where
     ``draft_probabilities`` has a node, its children were drawn one after the other without replacement from that
     distribution; where it has not, they were chosen without chance (greedy or n-gram drafts), each a point mass.
     The emitted token has exactly the target's distribution at every node.
     """
-    node, path = 0, []
+    node = 0
+    path: list[int] = []
     while True:
         target = target_probabilities[node]
         draft = draft_probabilities.get(node)

@@ -1,0 +1,1 @@
+"""Pairs that ship with the package, as data."""

@@ -7,6 +7,7 @@ import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -87,8 +88,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
 
 
-def encode_files(tokenizer: PreTrainedTokenizerFast, files: Sequence[SourceFile]) -> np.ndarray:
-    """Encode files into one stream, an end-of-text token after each. Returns int32 ``[num_tokens]``."""
+def encode_files(tokenizer: Any, files: Sequence[SourceFile]) -> np.ndarray:
+    """Encode files into one stream (int32 ``[num_tokens]``), an end-of-text token after each.
+
+    ``tokenizer`` is a fast one (it has a ``backend_tokenizer``).
+    """
+    if not files:
+        raise ValueError("a split of the corpus has no files; add more text or raise max_files")
     eos = tokenizer.eos_token_id
     encoded = tokenizer.backend_tokenizer.encode_batch([file.text for file in files])
     return np.concatenate([np.asarray([*encoding.ids, eos], dtype=np.int32) for encoding in encoded])

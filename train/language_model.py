@@ -17,7 +17,9 @@ from tqdm.auto import tqdm
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-Loss = Callable[[torch.nn.Module, torch.Tensor], torch.Tensor]
+Model = Callable[..., Any]
+"""A model or its compiled form: called with ``input_ids``, returns an object with ``logits``."""
+Loss = Callable[[Model, torch.Tensor], torch.Tensor]
 Batches = Callable[[int], torch.Tensor]
 
 
@@ -88,13 +90,18 @@ AttentionInterface.register("specpilot_training", _training_attention)
 ALL_MASK_ATTENTION_FUNCTIONS.register("specpilot_training", lambda *args, **kwargs: None)
 
 
+def move_model(model: LlamaForCausalLM, device: str, dtype: torch.dtype = torch.float32) -> None:
+    """Move a model in place."""
+    torch.nn.Module.to(model, device, dtype)
+
+
 def windows(stream: np.ndarray, length: int, count: int, seed: int, step: int) -> torch.Tensor:
     """Draw ``count`` random windows ``[count, length]`` (int64); a function of (seed, step), so a resume repeats it."""
     starts = np.random.default_rng((seed, step)).integers(0, len(stream) - length, size=count)
     return torch.from_numpy(np.stack([stream[start : start + length] for start in starts]).astype(np.int64))
 
 
-def next_token_loss(model: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
+def next_token_loss(model: Model, batch: torch.Tensor) -> torch.Tensor:
     """Mean cross-entropy (nats per token) of each token given those before it."""
     logits = model(input_ids=batch, use_cache=False).logits[:, :-1]
     return F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
@@ -127,7 +134,8 @@ def train_model(
     state_path = workdir / "state.pt"
     if device == "cpu":
         model.set_attn_implementation("specpilot_training")
-    model.to(device).train()
+    model.train()
+    move_model(model, device)
     decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     optimizer = torch.optim.AdamW(
@@ -142,7 +150,7 @@ def train_model(
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         first, log = state["step"], state["log"]
-    forward = torch.compile(model) if compile_model else model
+    forward: Model = torch.compile(model) if compile_model else model
     recent: list[float] = []
     bar = tqdm(range(first, settings.steps), initial=first, total=settings.steps, desc=workdir.name, mininterval=5)
     for step in bar:
@@ -170,7 +178,7 @@ def train_model(
     return log
 
 
-def _validate(model: torch.nn.Module, validation: torch.Tensor, loss: Loss, batch_size: int, device: str) -> float:
+def _validate(model: Model, validation: torch.Tensor, loss: Loss, batch_size: int, device: str) -> float:
     with torch.no_grad(), torch.autocast(device, torch.bfloat16):
         parts = [float(loss(model, part.to(device))) for part in validation.split(batch_size)]
     return sum(parts) / len(parts)

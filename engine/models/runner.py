@@ -35,6 +35,10 @@ class ModelRunner(ABC):
             self.num_layers, num_slots, slot_length, self.num_kv_heads, self.head_dim, self.dtype, self.device
         )
 
+    def cache_bytes_per_slot(self, slot_length: int) -> int:
+        """Memory in bytes that a cache of the model's shape takes for one request."""
+        return self.num_layers * slot_length * 2 * self.num_kv_heads * self.head_dim * self.dtype.itemsize
+
     @abstractmethod
     def forward(self, batch: ForwardBatch, cache: KVCache, rows: torch.Tensor | None = None) -> torch.Tensor:
         """Run the model on a batch, storing its keys and values.

@@ -80,8 +80,6 @@ class StockRunner(ModelRunner):
         name = type(model).__name__
         if not model._supports_attention_backend:
             return f"{name} does not use transformers' attention interface, which the engine needs for its KV cache"
-        if not hasattr(model, "lm_head") and model.get_output_embeddings() is None:
-            return f"{name} has no language-model head; load it as a causal LM"
         mixed = set(getattr(model.config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
         if mixed:
             return f"{name} has layers of type {sorted(mixed)}, which keep state other than keys and values"

@@ -1,0 +1,236 @@
+"""The cost surface: measured seconds of every kind of model pass as a function of batch, tokens and context."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple, cast, overload
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .controller import FloatArray
+from .pass_costs import (
+    KINDS,
+    REQUIRED_FIELDS,
+    Axes,
+    CostGrid,
+    CostSurfaceError,
+    PassCosts,
+    PassTimer,
+    ProfiledEngine,
+    check_axis,
+)
+
+SCHEMA_VERSION = 1
+
+
+class RoundCost(NamedTuple):
+    """Predicted seconds of a round's parts."""
+
+    draft: float
+    verify: float
+    catch_up: float
+
+
+@dataclass(frozen=True, eq=False)
+class CostSurface:
+    """What passes cost on one machine with one pair: measured, made monotone, interpolated."""
+
+    costs: Mapping[str, PassCosts]
+    """By kind; without ``draft`` and ``catch_up`` where the drafter is no model."""
+    fields: Mapping[str, str]
+    """What the seconds depend on: hardware, dtype, versions, model shapes, …"""
+    date: str
+    """When it was measured, ISO 8601 in UTC."""
+
+    def __post_init__(self) -> None:
+        if missing := [name for name in REQUIRED_FIELDS if name not in self.fields]:
+            raise CostSurfaceError(f"'fields' lacks {missing[0]!r}; add it to what fingerprint_fields returns")
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that differ where ``fields`` differ (SHA-256)."""
+        return hashlib.sha256(json.dumps(dict(self.fields), sort_keys=True).encode()).hexdigest()[:16]
+
+    @classmethod
+    def measure(
+        cls, engine: PassTimer | ProfiledEngine, grid: CostGrid | None = None, progress: bool = False
+    ) -> CostSurface:
+        """Measure an idle engine (or anything that times passes) on ``grid``, cut to what the engine can do.
+
+        Each cell is run once to warm up and then once in every repeat, all cells in a new shuffled order each time, so
+        that a slow spell of the machine is spread over the grid. ``progress``: a line on stderr after every repeat.
+        """
+        grid = grid or CostGrid()
+        timer = engine.profiler() if isinstance(engine, ProfiledEngine) else engine
+        axes = {kind: grid.axes(kind, timer.limits) for kind in KINDS if kind in timer.kinds}
+        samples = {kind: np.empty((*map(len, own), grid.repeats)) for kind, own in axes.items()}
+        cells = [(kind, index) for kind in axes for index in np.ndindex(samples[kind].shape[:3])]
+        rng = np.random.default_rng(0)
+        for repeat in range(-1, grid.repeats):  # -1 warms up.
+            for number in rng.permutation(len(cells)):
+                kind, index = cells[number]
+                batch, tokens, context = (axis[i] for axis, i in zip(axes[kind], index, strict=True))
+                seconds = timer.time_pass(kind, batch, tokens, context)
+                if repeat >= 0:
+                    samples[kind][(*index, repeat)] = seconds
+            if progress:
+                print(f"cost surface: {repeat + 2}/{grid.repeats + 1} x {len(cells)} passes", file=sys.stderr)
+        costs = {kind: PassCosts(own, samples[kind]) for kind, own in axes.items()}
+        return cls(costs, timer.fingerprint_fields(), datetime.now(UTC).isoformat(timespec="seconds"))
+
+    @overload
+    def seconds(self, kind: str, batch: float, tokens: float, context: float) -> float: ...
+    @overload
+    def seconds(self, kind: str, batch: ArrayLike, tokens: ArrayLike, context: ArrayLike) -> FloatArray: ...
+    def seconds(self, kind: str, batch: ArrayLike, tokens: ArrayLike, context: ArrayLike) -> FloatArray | float:
+        """Seconds of a pass of ``batch`` requests with ``tokens`` new tokens each on ``context`` cached ones.
+
+        Arrays broadcast; scalars give a float. Never decreasing in any argument:
+
+        - within the grid: multilinear between the fitted values;
+        - below the first point of an axis: as at that point; 0 where batch or tokens is 0 or less;
+        - above the last point: on with the slope of the last segment, never negative, fitted to be monotone in the
+          other arguments; beyond several last points at once also with the slope of the slope, if it is positive.
+          Along an axis of one point the cost is constant.
+
+        Raises `CostSurfaceError` if the kind was not measured.
+        """
+        if kind not in self.costs:
+            raise CostSurfaceError(
+                f"the cost surface has no {kind!r} passes, only {sorted(self.costs)}; measure an engine that does them"
+            )
+        found = self.costs[kind].seconds(batch, tokens, context)
+        return found if found.ndim else float(found)
+
+    def round_seconds(self, lengths: ArrayLike, contexts: ArrayLike, lags: ArrayLike) -> float:
+        """Predicted seconds of a round: the sum of `round_cost`, which see."""
+        return sum(self.round_cost(lengths, contexts, lags))
+
+    def round_cost(self, lengths: ArrayLike, contexts: ArrayLike, lags: ArrayLike) -> RoundCost:
+        """Seconds of a round in which request i drafts ``lengths[i]`` tokens.
+
+        ``contexts`` and ``lags`` are `RoundState.context_length` and `RoundState.lag`; all are ``[B]``. Approximations:
+        cells were measured with requests that are all alike, so a ragged pass is priced as one with the mean tokens
+        per request and the longest context (attention is padded to that, the rest of a model is not); drafters that
+        lag by more than one token catch up in one pass, which the engine may split; the host's work is left out.
+        Without ``draft`` costs (a drafter that is no model) drafts are free.
+        """
+        length, context, lag = (np.asarray(value, dtype=np.float64) for value in (lengths, contexts, lags))
+        if not length.size:
+            return RoundCost(0.0, 0.0, 0.0)
+        cached = context - 1  # The last committed token is fed in this round.
+        verify = self.seconds("verify", float(length.size), float(length.mean()) + 1, float(cached.max()))
+        chosen = length > 0
+        if "draft" not in self.costs or not chosen.any():
+            return RoundCost(0.0, verify, 0.0)
+        depth = np.arange(1, int(length.max()) + 1)
+        drafting = length[:, None] >= depth  # [B, levels]
+        longest = np.where(drafting, cached[:, None] + depth - 1, 0).max(axis=0)
+        tokens = np.ones(len(depth))
+        tokens[0] += np.mean(lag[chosen] == 1)
+        draft = float(np.sum(self.seconds("draft", drafting.sum(axis=0), tokens, longest)))
+        behind = chosen & (lag > 1)
+        if not behind.any():
+            return RoundCost(draft, verify, 0.0)
+        seen = float((cached - lag)[behind].max())
+        catch_up = self.seconds("catch_up", float(behind.sum()), float(lag[behind].mean()), seen)
+        return RoundCost(draft, verify, catch_up)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CostSurface) and self._document() == other._document()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _document(self) -> dict[str, Any]:
+        names = ("batches", "tokens", "contexts")
+        return {
+            "format": "specpilot cost surface",
+            "schema_version": SCHEMA_VERSION,
+            "date": self.date,
+            "fingerprint": self.fingerprint,
+            "fields": dict(self.fields),
+            "kinds": {
+                kind: {
+                    **{name: list(axis) for name, axis in zip(names, costs.axes, strict=True)},
+                    "samples": costs.samples.tolist(),
+                }
+                for kind, costs in self.costs.items()
+            },
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write JSON in one go: a reader sees the old file or the new one. Medians and fit are recomputed on load."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_text(json.dumps(self._document(), allow_nan=False) + "\n", encoding="utf-8")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path) -> CostSurface:
+        """Read exactly what `save` wrote. Raises `CostSurfaceError` naming file, field and fix if anything is off."""
+        try:
+            return cls._parse(json.loads(Path(path).read_text(encoding="utf-8")))
+        except OSError as error:
+            problem = f"cannot be read ({error.strerror})"
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+            problem = "is not JSON"
+        except ValueError as error:
+            problem = str(error)
+        raise CostSurfaceError(f"{path}: {problem}; measure this machine again with CostSurface.measure(engine)")
+
+    @classmethod
+    def _parse(cls, document: Any) -> CostSurface:
+        if not isinstance(document, dict) or document.get("format") != "specpilot cost surface":
+            raise ValueError("'format' is not 'specpilot cost surface'")
+        if document.get("schema_version") != SCHEMA_VERSION:
+            raise ValueError(f"'schema_version' is {document.get('schema_version')!r}, this is {SCHEMA_VERSION}")
+        date, fields, kinds = document.get("date"), document.get("fields"), document.get("kinds")
+        try:
+            datetime.fromisoformat(cast(str, date))
+        except (TypeError, ValueError):
+            raise ValueError(f"'date' must be an ISO 8601 date, got {date!r}") from None
+        if not isinstance(fields, dict) or not all(isinstance(value, str) for value in fields.values()):
+            raise ValueError("'fields' must map names to strings")
+        if missing := [name for name in REQUIRED_FIELDS if name not in fields]:
+            raise ValueError(f"'fields' lacks {missing[0]!r}")
+        if not isinstance(kinds, dict) or set(kinds) not in ({"verify", "prefill"}, set(KINDS)):
+            raise ValueError(f"'kinds' must be {sorted(KINDS)} or ['prefill', 'verify']")
+        surface = cls(
+            {kind: _parse_costs(f"kinds.{kind}", own) for kind, own in kinds.items()}, fields, cast(str, date)
+        )
+        if document.get("fingerprint") != surface.fingerprint:
+            raise ValueError(f"'fingerprint' must be {surface.fingerprint!r}, got {document.get('fingerprint')!r}")
+        return surface
+
+
+def _parse_costs(name: str, document: Any) -> PassCosts:
+    if not isinstance(document, dict):
+        raise ValueError(f"{name!r} must be an object with batches, tokens, contexts and samples")
+    axes = []
+    for axis in ("batches", "tokens", "contexts"):
+        try:
+            axes.append(tuple(check_axis(document.get(axis))))
+        except ValueError as error:
+            raise ValueError(f"'{name}.{axis}' {error}") from None
+    samples: Any = document.get("samples")
+    shape = tuple(map(len, axes))
+    flat = [samples]
+    for size in (*shape, None):
+        if not all(isinstance(part, list) and part and len(part) == (size or len(flat[0])) for part in flat):
+            raise ValueError(f"'{name}.samples' must have shape {list(shape)} x repeats, as the axes say")
+        flat = [item for part in flat for item in part]
+    if not all(type(number) in (int, float) and 0 < number <= sys.float_info.max for number in flat):
+        raise ValueError(f"'{name}.samples' must be finite positive seconds")
+    return PassCosts(cast(Axes, tuple(axes)), np.asarray(samples, dtype=np.float64))

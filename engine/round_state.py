@@ -1,0 +1,63 @@
+"""What a controller is shown before a round, and the per-request history behind it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..controllers import RoundState
+from .config import EngineConfig
+from .drafter import Drafter
+from .request import Request
+from .scheduler import Scheduler
+from .speculation import RoundResult
+
+ACCEPTANCE_WEIGHT = 0.2  # of the newest round in a request's running acceptance rate
+
+
+def round_state(
+    requests: Sequence[Request], scheduler: Scheduler, drafter: Drafter | None, config: EngineConfig, kv_free: float
+) -> RoundState:
+    """Gather the state of the requests that decode."""
+
+    def limit(request: Request) -> int:
+        if drafter is None:
+            return 0
+        cap = request.params.num_speculative_tokens
+        # A round gains one token more than it accepts, so the last token needs no draft.
+        left = request.params.max_tokens - request.num_generated - 1
+        return min(left, config.max_num_speculative_tokens if cap is None else cap)
+
+    return RoundState(
+        request_ids=tuple(request.request_id for request in requests),
+        context_length=np.asarray([len(request.token_ids) for request in requests]),
+        num_generated=np.asarray([request.num_generated for request in requests]),
+        lag=np.asarray([0 if drafter is None else drafter.lag(request) for request in requests]),
+        max_num_speculative_tokens=np.asarray([limit(request) for request in requests]),
+        last_num_speculative_tokens=np.asarray([request.last_length for request in requests]),
+        last_accepted_length=np.asarray([request.last_accepted for request in requests]),
+        acceptance_rate=np.asarray([request.acceptance_rate for request in requests]),
+        temperature=np.asarray([float(request.params.temperature) for request in requests]),
+        running=len(scheduler.running),
+        waiting=len(scheduler.waiting),
+        kv_free=kv_free,
+    )
+
+
+def update_history(requests: Sequence[Request], result: RoundResult) -> int:
+    """Enter a round into each request's history; returns how many went from off to on or back."""
+    switches = 0
+    for request, drafted, accepted in zip(requests, result.num_drafted, result.accepted_length, strict=True):
+        switched = request.last_length >= 0 and (request.last_length > 0) != (drafted > 0)
+        switches += switched
+        request.stats.num_rounds += 1
+        request.stats.num_drafted += drafted
+        request.stats.num_accepted += accepted
+        request.stats.num_switches += switched
+        request.last_length, request.last_accepted = drafted, accepted
+        if drafted:
+            rate, old = accepted / drafted, request.acceptance_rate
+            request.acceptance_rate = rate if math.isnan(old) else old + ACCEPTANCE_WEIGHT * (rate - old)
+    return switches

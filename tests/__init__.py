@@ -1,0 +1,1 @@
+"""Tests of specpilot; they mirror the tree."""

@@ -1,0 +1,1 @@
+"""What several tests share: small pairs, controllers and the proof of floating-point ties."""
