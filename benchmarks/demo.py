@@ -11,6 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from specpilot.controllers import ConstantController
 from specpilot.engine import SHIPPED_PAIR, Engine, EngineConfig, RequestOutput, SamplingParams, load_pair
+from specpilot.engine.text import decode
 
 MAX_TOKENS = 96
 
@@ -49,7 +50,7 @@ def main() -> None:
             f"{batch:5d}   {plain:11.0f}   {fast:17.0f}   {ratio:23.2f}   {accepted:15.2f}   {'yes' if same else 'NO'}"
         )
     print("\nfirst prompt and what the target writes:\n")
-    print(pair.tokenizer.decode(records[0]["token_ids"]) + "\x1b[1m" + pairs[-1][1][1][0].text + "\x1b[0m")
+    print(decode(pair.tokenizer, records[0]["token_ids"]) + "\x1b[1m" + pairs[-1][1][1][0].text + "\x1b[0m")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ def plot_table(results: dict[str, Any], path: Path) -> bool:
             low, high = [speed["min"] for speed in speeds], [speed["max"] for speed in speeds]
             axis.fill_between(lengths, low, high, color=color, alpha=0.12, linewidth=0)
         axis.axhline(1.0, color="0.4", linewidth=0.8, linestyle="--")
+        axis.set_xticks(lengths)
         axis.set_xlabel("speculation length K (tokens)")
         axis.set_ylabel("decode throughput relative to K = 0")
         axis.set_title(f"temperature {temperature}")

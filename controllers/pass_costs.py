@@ -94,6 +94,7 @@ class CostGrid:
 
 
 def check_axis(points: Any) -> tuple[int, ...] | list[int]:
+    """Return ``points`` if they are positive, strictly increasing integers; ``ValueError`` says what is wrong."""
     if not isinstance(points, list | tuple) or not points or any(type(point) is not int for point in points):
         raise ValueError(f"must be one or more integers, got {points!r}")
     if points[0] < 1 or any(low >= high for low, high in itertools.pairwise(points)) or points[-1] >= 2**31:

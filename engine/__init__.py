@@ -7,6 +7,7 @@ from .metrics import EngineCollector, prometheus_text
 from .pair import SHIPPED_PAIR, Pair, PairError, load_pair
 from .request import FinishReason, RequestOutput, RequestStats, StreamChunk
 from .sampling_params import RequestError, SamplingParams
+from .serving import ServingConfig, load_engine
 from .speculation import ControllerError
 from .stats import EngineStats, RoundRecord
 from .token_tree import TokenTree
@@ -29,8 +30,10 @@ __all__ = [
     "RequestStats",
     "RoundRecord",
     "SamplingParams",
+    "ServingConfig",
     "StreamChunk",
     "TokenTree",
+    "load_engine",
     "load_pair",
     "prometheus_text",
 ]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .pair import Pair
 from .sampling_params import RequestError
 
-Prompt = str | Sequence[int]
+Prompt = str | Sequence[int] | NDArray[np.integer[Any]]
 """Text, or token ids."""
 
 
@@ -38,7 +40,7 @@ def _token_ids(prompt: Prompt, pair: Pair) -> list[int]:
     if isinstance(prompt, str):
         encoded: list[int] = pair.tokenizer(prompt)["input_ids"]
         return encoded
-    valid = isinstance(prompt, Sequence) and all(
+    valid = isinstance(prompt, Sequence | np.ndarray) and all(
         isinstance(token, int | np.integer) and not isinstance(token, bool) for token in prompt
     )
     if not valid:
