@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from .token_tree import TokenTree
+
+IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -66,30 +69,58 @@ class ForwardBatch:
 
 
 def build_batch(segments: Sequence[Segment], slot_length: int, device: torch.device) -> ForwardBatch:
-    """Pack ``segments`` (any order, distinct slots) into a `ForwardBatch`. The one place where masks are built."""
-    sizes = [len(segment.tree) for segment in segments]
-    slots = [segment.slot for segment in segments]
-    first_slot, last_slot, max_queries = min(slots), max(slots) + 1, max(sizes)
-    rows = last_slot - first_slot
-    length = max(segment.context_length + size for segment, size in zip(segments, sizes, strict=True))
-    tokens: list[int] = []
-    positions, cache_index = [], []
-    for segment, size in zip(segments, sizes, strict=True):
-        tokens.extend(segment.tree.tokens)
-        positions.append(segment.tree.depths() + segment.context_length)
-        cache_index.append(np.arange(size) + (segment.slot * slot_length + segment.context_length))
-    mask: torch.Tensor | None = None
-    if any(size > 1 for size in sizes) or any(segment.context_length + 1 != length for segment in segments):
-        mask = torch.from_numpy(_mask(segments, first_slot, rows, max_queries, length)).to(device)
+    """Pack ``segments`` (any order, distinct slots) into a `ForwardBatch`."""
+    return _assemble(
+        tokens=[token for segment in segments for token in segment.tree.tokens],
+        slots=np.asarray([segment.slot for segment in segments]),
+        contexts=np.asarray([segment.context_length for segment in segments]),
+        sizes=np.asarray([len(segment.tree) for segment in segments]),
+        trees=[segment.tree for segment in segments],
+        slot_length=slot_length,
+        device=device,
+    )
+
+
+def build_step(
+    tokens: Sequence[int], slots: Sequence[int], contexts: Sequence[int], slot_length: int, device: torch.device
+) -> ForwardBatch:
+    """One token per request: what every draft level is, without a tree object for each."""
+    sizes = np.ones(len(tokens), dtype=np.int64)
+    return _assemble(tokens, np.asarray(slots), np.asarray(contexts), sizes, (), slot_length, device)
+
+
+def _assemble(
+    tokens: Sequence[int],
+    slots: IntArray,  # [B]
+    contexts: IntArray,
+    sizes: IntArray,
+    trees: Sequence[TokenTree],
+    slot_length: int,
+    device: torch.device,
+) -> ForwardBatch:
+    """The one place where positions, cache indices and masks are made. Without ``trees`` every size is 1."""
+    first_slot, last_slot = int(slots.min()), int(slots.max()) + 1
+    rows, max_queries, length = last_slot - first_slot, int(sizes.max()), int((contexts + sizes).max())
+    ragged = max_queries > 1
+    branched = [index for index, tree in enumerate(trees) if not tree.is_chain] if ragged else []
+    # Per token: its request, its index within the tree, its depth.
+    owner = np.repeat(np.arange(len(slots)), sizes) if ragged else slice(None)
+    node = np.arange(len(tokens)) - np.repeat(np.cumsum(sizes) - sizes, sizes) if ragged else 0
+    depth = np.concatenate([tree.depths() for tree in trees]) if branched else node
     query_index: torch.Tensor | None = None
-    dense = len(slots) == rows and all(size == max_queries for size in sizes)
-    if not (dense and all(slot == first_slot + row for row, slot in enumerate(slots))):
-        offsets = [np.arange(size) + (slot - first_slot) * max_queries for slot, size in zip(slots, sizes, strict=True)]
-        query_index = torch.from_numpy(np.concatenate(offsets)).to(device)
+    if not (len(slots) == rows and (sizes == max_queries).all() and (np.diff(slots) == 1).all()):
+        query_index = torch.from_numpy(((slots - first_slot) * max_queries)[owner] + node).to(device)
+    mask: torch.Tensor | None = None
+    if max_queries > 1 or (contexts + 1 != length).any() or len(slots) != rows:
+        seen = _chain_mask(slots - first_slot, contexts, rows, max_queries, length)
+        for index in branched:
+            row, start, size = slots[index] - first_slot, contexts[index], sizes[index]
+            seen[row, 0, :size, start : start + size] = trees[index].ancestors()
+        mask = torch.from_numpy(seen).to(device)
     return ForwardBatch(
         token_ids=torch.tensor(tokens, device=device),
-        positions=torch.from_numpy(np.concatenate(positions)).to(device),
-        cache_index=torch.from_numpy(np.concatenate(cache_index)).to(device),
+        positions=torch.from_numpy(contexts[owner] + depth).to(device),
+        cache_index=torch.from_numpy((slots * slot_length + contexts)[owner] + node).to(device),
         first_slot=first_slot,
         last_slot=last_slot,
         max_queries=max_queries,
@@ -100,12 +131,11 @@ def build_batch(segments: Sequence[Segment], slot_length: int, device: torch.dev
     )
 
 
-def _mask(segments: Sequence[Segment], first_slot: int, rows: int, max_queries: int, length: int) -> np.ndarray:
-    """``[rows, 1, max_queries, length]``: a query sees its request's context and, of the new tokens, its ancestors."""
-    mask = np.zeros((rows, 1, max_queries, length), dtype=np.bool_)
-    mask[..., 0] = True  # Padded queries attend to something, so that their softmax is finite; nobody reads it.
-    for segment in segments:
-        row, context, size = segment.slot - first_slot, segment.context_length, len(segment.tree)
-        mask[row, 0, :size, :context] = True
-        mask[row, 0, :size, context : context + size] = segment.tree.ancestors()
-    return mask
+def _chain_mask(rows_used: IntArray, contexts: IntArray, rows: int, max_queries: int, length: int) -> NDArray[np.bool_]:
+    """``[rows, 1, max_queries, length]``: query q of a request sees its context, itself and the q tokens before it.
+
+    Padded queries and unused rows see at least one token, so that their softmax is finite; nobody reads it.
+    """
+    newest = np.zeros(rows, dtype=np.int64)
+    newest[rows_used] = contexts
+    return np.arange(length) <= (newest[:, None] + np.arange(max_queries))[:, None, :, None]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..controllers import DraftLevel
 from .drafter import Draft, DraftContext, Drafter
-from .forward_batch import Segment, build_batch
+from .forward_batch import Segment, build_batch, build_step
 from .models import ModelRunner
 from .noise import DRAFT_STREAM
 from .request import Request
@@ -157,12 +157,15 @@ class ModelDrafter(Drafter):
         self, requests: Sequence[Request], drafts: list[_Growing], active: NDArray[np.int64], depth: int
     ) -> torch.Tensor:
         """Feed the first candidate of the last level of each active request."""
-        segments = []
-        for index in active:
-            token = drafts[index].tokens[drafts[index].main_chain[-1]]
-            context_length = len(requests[index].token_ids) + depth - 1
-            segments.append(Segment(requests[index].slot, context_length, TokenTree.chain([token])))
-        return self.runner.forward(build_batch(segments, self.cache.slot_length, self.runner.device), self.cache)
+        chosen = active.tolist()
+        batch = build_step(
+            [drafts[index].tokens[drafts[index].main_chain[-1]] for index in chosen],
+            [requests[index].slot for index in chosen],
+            [len(requests[index].token_ids) + depth - 1 for index in chosen],
+            self.cache.slot_length,
+            self.runner.device,
+        )
+        return self.runner.forward(batch, self.cache)
 
     def _perturbed(
         self,

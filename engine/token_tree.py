@@ -21,6 +21,9 @@ class TokenTree:
     is_chain: bool = field(init=False)
 
     def __post_init__(self) -> None:
+        if isinstance(self.parents, range) and self.parents == range(-1, len(self.tokens) - 1) and self.parents:
+            object.__setattr__(self, "is_chain", True)  # nothing to check, and chains are made every round
+            return
         if len(self.tokens) != len(self.parents) or not self.tokens or self.parents[0] != -1:
             raise ValueError(f"a token tree needs one parent per token and parents[0] == -1, got {self.parents!r}")
         if any(not 0 <= parent < node for node, parent in enumerate(self.parents) if node):
@@ -57,4 +60,6 @@ class TokenTree:
 
     def children(self, node: int) -> list[int]:
         """Indices of ``node``'s children in the order in which they were proposed."""
+        if self.is_chain:
+            return [node + 1] if node + 1 < len(self.tokens) else []
         return [child for child in range(node + 1, len(self.tokens)) if self.parents[child] == node]

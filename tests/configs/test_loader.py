@@ -25,7 +25,7 @@ class Outer:
     steps: int = 5
     limit: int | None = None
     sizes: tuple[int, ...] = (1, 2)
-    on: bool = False
+    flag: bool = False
     parts: tuple[Inner, ...] = ()
 
 
@@ -40,7 +40,7 @@ def test_absent_keys_keep_their_defaults(tmp_path: Path) -> None:
 
 
 def test_every_kind_of_value(tmp_path: Path) -> None:
-    text = "name: x\ninner: {width: 3, rate: 2}\nlimit: 7\nsizes: [4, 5]\non: true\nparts: [{width: 1}, {width: 2}]"
+    text = "name: x\ninner: {width: 3, rate: 2}\nlimit: 7\nsizes: [4, 5]\nflag: true\nparts: [{width: 1}, {width: 2}]"
     loaded = load(tmp_path, text)
     assert loaded == Outer("x", Inner(3, 2.0), 5, 7, (4, 5), True, (Inner(1), Inner(2)))
     assert isinstance(loaded.inner.rate, float)
@@ -60,7 +60,7 @@ def test_every_kind_of_value(tmp_path: Path) -> None:
         ("name: x\nsteps: '3'", ["steps", "expected int", "'3'"]),
         ("name: x\nsteps: true", ["steps", "expected int", "True"]),
         ("name: x\nsteps: null", ["steps", "expected int", "None"]),
-        ("name: x\non: 1", ["on", "expected bool", "1"]),
+        ("name: x\nflag: 1", ["flag", "expected bool", "1"]),
         ("name: x\nlimit: y", ["limit", "expected int", "'y'"]),
         ("name: x\nsizes: 3", ["sizes", "expected a list", "3"]),
         ("name: x\nsizes: [1, z]", ["sizes[1]", "'z'"]),
@@ -109,9 +109,11 @@ def shipped_files() -> list[Path]:
 
 def schemas() -> dict[str, type]:
     """Directory under ``configs/`` -> schema of its files. A new directory of configurations needs its line here."""
+    from specpilot.benchmarks.engine_config import EngineBenchmark
+    from specpilot.engine import ServingConfig
     from specpilot.train.pair import PairConfig
 
-    return {"pair": PairConfig}
+    return {"pair": PairConfig, "serving": ServingConfig, "benchmark": EngineBenchmark}
 
 
 @pytest.mark.parametrize("path", shipped_files(), ids=lambda path: f"{path.parent.name}/{path.stem}")

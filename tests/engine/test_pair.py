@@ -93,7 +93,7 @@ def test_missing_tokenizer(saved: tuple[Path, Path]) -> None:
 
 def test_another_vocabulary(saved: tuple[Path, Path], tmp_path: Path) -> None:
     other = save(tiny_llama(60, 1, 0), byte_tokenizer(60), tmp_path / "other")
-    refused(saved[0], other, "vocabulary", str(other), "13 entries")
+    refused(saved[0], other, "vocabulary", str(other), "entries differ")
 
 
 def test_another_size_without_a_tokenizer(saved: tuple[Path, Path], tmp_path: Path) -> None:
