@@ -83,7 +83,8 @@ def _training_attention(
     key = key.bfloat16().reshape(batch * groups, length, dim)
     value = value.bfloat16().reshape(batch * groups, length, dim)
     weights = torch.softmax(torch.baddbmm(mask, folded, key.transpose(1, 2)), -1)
-    return torch.bmm(weights, value).view(batch, heads, length, dim).transpose(1, 2), None
+    output = torch.bmm(weights, value).view(batch, heads, length, dim).transpose(1, 2)
+    return output.to(query.dtype), None
 
 
 AttentionInterface.register("specpilot_training", _training_attention)
