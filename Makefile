@@ -40,7 +40,6 @@ clean:
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'specpilot needs Python 3.11 or newer; set PYTHON=...')"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	mkdir -p $(VENV)/typing && ln -sfn $(CURDIR) $(VENV)/typing/specpilot
 	touch $(READY)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..controllers import Controller, RoundState
-from .drafter import Draft, DraftContext, Drafter
+from ..controllers import Controller, DraftLevel, RoundState
+from .drafter import Draft, DraftContext, Drafter, KeepDrafting
 from .forward_batch import Segment, build_batch
 from .kv_cache import KVCache
 from .models import ModelRunner
@@ -141,14 +141,20 @@ class Speculator:
         lags = [drafter.lag(request) for request in requests]
         tokens = drafter.catch_up(requests)
         for request, lag in zip(requests, lags, strict=True):
-            request.stats.num_catch_up_tokens += lag if lag > 1 else 0
+            request.stats.num_catch_up_tokens += lag - drafter.lag(request)
         synchronize(self.target.device)
         return tokens
 
     def _draft_context(
         self, sampling: RowSampling, noise: _RoundNoise | None, speculating: NDArray[np.int64], draw: int
     ) -> DraftContext:
-        keep_drafting = self.controller.keep_drafting if self.controller.asks_every_level else None
+        keep_drafting: KeepDrafting | None = None
+        if self.controller.asks_every_level:
+
+            def keep_drafting(level: DraftLevel) -> NDArray[np.bool_]:
+                # The drafter counts the requests that draft, the controller all of the round.
+                return self.controller.keep_drafting(replace(level, requests=speculating[level.requests]))
+
         if self.greedy_drafts:
             return DraftContext(RowSampling.greedy(len(speculating)), draw, None, keep_drafting)
         shared = None if noise is None else lambda rows, depth: noise.at(speculating[rows], depth)
