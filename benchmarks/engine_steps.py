@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..engine import Pair, TokenTree
-from ..engine.forward_batch import Segment, build_batch
+from ..engine.forward_batch import Segment, build_batch, build_step
 from ..engine.kv_cache import KVCache
 from ..engine.models import ModelRunner, build_runner
 from .engine_config import StepSettings
@@ -34,7 +34,9 @@ def measure_step(settings: StepSettings, pair: Pair, prompts: Prompts, tick: Cal
         seconds: dict[str, list[float]] = {name: [] for name in runners}
         for _ in range(settings.passes):
             for name, runner in runners.items():
-                seconds[name].append(_one_token(runner, caches[name], settings.context, text[-1], pair.vocab_size))
+                seconds[name].append(
+                    _one_token(runner, caches[name], text[-1], settings.context, pair.vocab_size, name == "drafter")
+                )
         for name, values in seconds.items():
             medians[name].append(statistics.median(values))
         tick()
@@ -47,8 +49,12 @@ def measure_step(settings: StepSettings, pair: Pair, prompts: Prompts, tick: Cal
     }
 
 
-def _one_token(runner: ModelRunner, cache: KVCache, context: int, token: int, vocab_size: int) -> float:
+def _one_token(runner: ModelRunner, cache: KVCache, token: int, context: int, vocab_size: int, drafts: bool) -> float:
+    """Seconds of one pass, assembled the way the engine assembles it for this model."""
     start = time.perf_counter()
-    batch = build_batch([Segment(0, context, TokenTree.chain([token]))], cache.slot_length, runner.device)
+    if drafts:
+        batch = build_step([token], [0], [context], cache.slot_length, runner.device)
+    else:
+        batch = build_batch([Segment(0, context, TokenTree.chain([token]))], cache.slot_length, runner.device)
     runner.forward(batch, cache)[:, :vocab_size].argmax(-1).tolist()
     return time.perf_counter() - start

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -188,7 +188,7 @@ class Engine:
             self.step()
         return [self.take_result(result) if isinstance(result, str) else result for result in results]
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamChunk]:
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[StreamChunk]:
         """Serve one request and yield its text as it comes, with whatever else the engine has to do.
 
         Leaving the iterator early cancels the request.
