@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -52,6 +52,26 @@ class ForwardBatch:
         """Number of cache rows the pass attends over."""
         return self.last_slot - self.first_slot
 
+    def advance(self, token_ids: torch.Tensor) -> ForwardBatch:
+        """The next step of the same requests, where this one had one token each; all on the device."""
+        assert self.max_queries == 1
+        positions, mask = self.positions + 1, None
+        if self.mask is not None:
+            newest = positions
+            if self.query_index is not None:
+                newest = positions.new_zeros(self.rows).index_copy_(0, self.query_index, positions)
+            columns = torch.arange(self.length + 1, device=positions.device)
+            mask = (columns <= newest[:, None])[:, None, None, :]
+        return replace(
+            self,
+            token_ids=token_ids,
+            positions=positions,
+            cache_index=self.cache_index + 1,
+            length=self.length + 1,
+            mask=mask,
+            _folded={},
+        )
+
     def additive_mask(self, repeats: int, dtype: torch.dtype) -> torch.Tensor | None:
         """The mask as 0 / -inf with each query repeated for the ``repeats`` heads that share a key head.
 
@@ -82,7 +102,11 @@ def build_batch(segments: Sequence[Segment], slot_length: int, device: torch.dev
 
 
 def build_step(
-    tokens: Sequence[int], slots: Sequence[int], contexts: Sequence[int], slot_length: int, device: torch.device
+    tokens: Sequence[int] | torch.Tensor,
+    slots: Sequence[int],
+    contexts: Sequence[int],
+    slot_length: int,
+    device: torch.device,
 ) -> ForwardBatch:
     """One token per request: what every draft level is, without a tree object for each."""
     sizes = np.ones(len(tokens), dtype=np.int64)
@@ -90,7 +114,7 @@ def build_step(
 
 
 def _assemble(
-    tokens: Sequence[int],
+    tokens: Sequence[int] | torch.Tensor,
     slots: IntArray,  # [B]
     contexts: IntArray,
     sizes: IntArray,
@@ -118,7 +142,7 @@ def _assemble(
             seen[row, 0, :size, start : start + size] = trees[index].ancestors()
         mask = torch.from_numpy(seen).to(device)
     return ForwardBatch(
-        token_ids=torch.tensor(tokens, device=device),
+        token_ids=tokens if isinstance(tokens, torch.Tensor) else torch.tensor(tokens, device=device),
         positions=torch.from_numpy(contexts[owner] + depth).to(device),
         cache_index=torch.from_numpy((slots * slot_length + contexts)[owner] + node).to(device),
         first_slot=first_slot,

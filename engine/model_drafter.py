@@ -104,6 +104,9 @@ class ModelDrafter(Drafter):
 
     def propose(self, requests: Sequence[Request], lengths: NDArray[np.int64], context: DraftContext) -> list[Draft]:
         """See `Drafter.propose`."""
+        drawn = context.shared_noise is None and not context.sampling.all_greedy
+        if self.num_candidates == 1 and context.keep_drafting is None and not drawn:
+            return self._propose_chains(requests, lengths, context)
         drafts = [_Growing([request.token_ids[-1]]) for request in requests]
         active = np.arange(len(requests))
         logits = self._first_level(requests)
@@ -127,6 +130,35 @@ class ModelDrafter(Drafter):
                 break
             logits = self._next_level(requests, drafts, active, depth)
         return [draft.finish() for draft in drafts]
+
+    def _propose_chains(
+        self, requests: Sequence[Request], lengths: NDArray[np.int64], context: DraftContext
+    ) -> list[Draft]:
+        """The usual case, without questions or probabilities: tokens stay on the device until the last level."""
+        active, levels = np.arange(len(requests)), []
+        logits, step = self._first_level(requests), None
+        for depth in range(1, int(lengths.max()) + 1):
+            sampling = context.sampling if context.sampling.all_greedy else context.sampling.take(active)
+            tempered = temper(logits[:, : self.vocab_size], sampling)
+            tokens = self._perturbed(tempered, requests, active, depth, context, sampling).argmax(-1)
+            levels.append((active, tokens))
+            going = lengths[active] > depth
+            if not going.any():
+                break
+            if step is None or not going.all():
+                active, tokens = active[going], tokens[torch.from_numpy(going)]
+                chosen = [requests[index] for index in active.tolist()]
+                contexts = [len(request.token_ids) + depth - 1 for request in chosen]
+                slots = [request.slot for request in chosen]
+                step = build_step(tokens, slots, contexts, self.cache.slot_length, self.runner.device)
+            else:
+                step = step.advance(tokens)
+            logits = self.runner.forward(step, self.cache)
+        chains = [[request.token_ids[-1]] for request in requests]
+        for rows, tokens in levels:
+            for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
+                chains[row].append(token)
+        return [Draft(TokenTree.chain(chain), tuple(range(1, len(chain))), depth=len(chain) - 1) for chain in chains]
 
     def commit(self, request: Request, draft: Draft, path: tuple[int, ...]) -> None:
         """See `Drafter.commit`: what the drafter fed itself stays valid as far as its main chain was accepted."""

@@ -181,7 +181,7 @@ class Speculator:
         logits = self.target.forward(batch, self.cache)[:, : self.vocab_size]  # [N, vocab_size]
         rows = np.repeat(np.arange(len(requests)), sizes)
         starts = np.cumsum([0, *sizes]).tolist()
-        per_node = sampling if len(rows) == len(requests) else sampling.take(rows)
+        per_node = sampling if sampling.all_greedy else sampling.take(rows)
         if noise is not None:
             scores = temper(logits, per_node)
             ahead = noise.at(rows, np.concatenate([tree.depths() for tree in trees]) + 1)

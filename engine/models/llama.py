@@ -122,7 +122,7 @@ class LlamaRunner(ModelRunner):
     def forward(self, batch: ForwardBatch, cache: KVCache, rows: torch.Tensor | None = None) -> torch.Tensor:
         """See `ModelRunner.forward`."""
         hidden = F.embedding(batch.token_ids, self.embedding)  # [N, hidden]
-        rotation = self._rotation(batch.positions)
+        rotation = self.rotation[batch.positions]  # [N, 1, head_dim / 2]
         for index, layer in enumerate(self.layers):
             hidden = self._layer(index, layer, hidden, rotation, batch, cache)
         if rows is not None:
@@ -147,7 +147,7 @@ class LlamaRunner(ModelRunner):
         if layer.query_norm is not None and layer.key_norm is not None:
             qkv[:, : self.num_heads] = self._norm(qkv[:, : self.num_heads], layer.query_norm)
             qkv[:, self.num_heads : rotated_heads] = self._norm(qkv[:, self.num_heads : rotated_heads], layer.key_norm)
-        self._rotate(qkv, rotation)
+        self._rotate(qkv[:, :rotated_heads], rotation)
         attended = attend(qkv[:, : self.num_heads], qkv[:, self.num_heads :], cache, index, batch, self.scale)
         hidden = torch.addmm(hidden, attended, layer.output)
         gate, up = torch.mm(self._norm(hidden, layer.post_norm), layer.gate_up).chunk(2, dim=-1)
@@ -156,13 +156,8 @@ class LlamaRunner(ModelRunner):
     def _norm(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return F.rms_norm(hidden, weight.shape, weight, self.eps)
 
-    def _rotation(self, positions: torch.Tensor) -> torch.Tensor:
-        """Complex ``[N, heads, head_dim / 2]``: queries and keys turn with the position, values (by 1) stay."""
-        turned = self.rotation[positions].expand(-1, self.num_heads + self.num_kv_heads, -1)
-        return torch.cat([turned, turned.new_ones(len(positions), self.num_kv_heads, turned.shape[-1])], dim=1)
-
     def _rotate(self, heads: torch.Tensor, rotation: torch.Tensor) -> None:
-        """Rotate ``heads`` ``[N, h, head_dim]`` in place by ``rotation`` ``[N, h, head_dim / 2]``."""
+        """Rotate ``heads`` ``[N, h, head_dim]`` in place by ``rotation`` ``[N, 1, head_dim / 2]``."""
         pairs = heads.view(*heads.shape[:-1], -1, 2)
         if heads.dtype == torch.float32:
             torch.view_as_complex(pairs).mul_(rotation)

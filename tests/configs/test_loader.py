@@ -82,7 +82,7 @@ def test_a_mistake_is_named_with_its_file(tmp_path: Path, text: str, words: list
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="absent.yaml"):
+    with pytest.raises(ConfigError, match=r"absent\.yaml"):
         load_config(Outer, tmp_path / "absent.yaml")
 
 

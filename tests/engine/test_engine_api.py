@@ -131,9 +131,8 @@ def test_the_end_of_text_token_ends_the_text_unless_ignored(make: MakeEngine, ti
     prompts = [[token, token % 7 + 1] for token in range(1, 60)]
     params = SamplingParams(temperature=1.0, max_tokens=40)
     ended = 0
-    for going, stopping in zip(
-        make(seed=2).generate(prompts, replace(params, ignore_eos=True)), make(seed=2).generate(prompts, params), strict=True
-    ):
+    endless = make(seed=2).generate(prompts, replace(params, ignore_eos=True))
+    for going, stopping in zip(endless, make(seed=2).generate(prompts, params), strict=True):
         if eos in going.token_ids:
             ended += 1
             cut = going.token_ids.index(eos) + 1

@@ -1,4 +1,4 @@
-"""Coupled verification: the text is what plain decoding gives for the same seed, token for token, whatever is drafted."""
+"""Coupled verification: for a seed the text is that of plain decoding, token for token, whatever is drafted."""
 
 from __future__ import annotations
 

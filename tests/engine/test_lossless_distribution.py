@@ -87,6 +87,7 @@ class Case:
     top_p: float = 1.0
     top_k: int = 0
     random_k: bool = False
+    greedy_drafts: bool = False
 
     def __str__(self) -> str:
         default = Case("")
@@ -112,6 +113,7 @@ class Case:
             drafter=self.drafter,
             num_candidates=self.num_candidates,
             verification=self.verification,
+            greedy_drafts=self.greedy_drafts,
             prefill_chunk=2048,
             catch_up_chunk=2048,
         )
@@ -147,6 +149,8 @@ CASES = [
     Case("rejection", top_k=4, num_candidates=3),
     Case("rejection", top_p=0.8, top_k=6, temperature=0.6),
     Case("rejection", num_candidates=2, random_k=True),
+    Case("rejection", num_candidates=2, greedy_drafts=True),
+    Case("coupled", greedy_drafts=True),
 ]
 
 
@@ -195,13 +199,6 @@ def first_child_if_any_matches(tree: TokenTree, target_tokens: Sequence[int]) ->
         path.append(node)
 
 
-def verified_against_the_draft(
-    tree: TokenTree, target: NDArray[np.float64], draft: object, rng: np.random.Generator
-) -> Verdict:
-    """Keep a draft with probability p(token), as if it had been chosen without chance, residual of a point mass."""
-    return accept_rejection(tree, target, {}, rng)
-
-
 def position_blind(keys: Callable[..., NDArray[np.uint64]]) -> Callable[..., NDArray[np.uint64]]:
     def wrong(seeds: NDArray[np.int64], positions: NDArray[np.int64], stream: int, draw: int = 0) -> NDArray[np.uint64]:
         return keys(seeds, np.zeros_like(positions), stream, draw)
@@ -241,10 +238,6 @@ WRONG_RULES: dict[str, tuple[Case, Wrong]] = {
     "no correction for drawing without replacement": (
         Case("rejection", num_candidates=3),
         lambda patch: patch.setattr(verification_module, "_without", lambda draft, token: draft),
-    ),
-    "drawn drafts verified as if they were certain": (
-        Case("rejection"),
-        lambda patch: patch.setattr(speculation_module, "accept_rejection", verified_against_the_draft),
     ),
     "drafts drawn with the coins of every round alike": (
         Case("rejection"),
@@ -311,24 +304,31 @@ def random_distribution(rng: np.random.Generator, size: int, zeros: int = 0) -> 
     return normal
 
 
+def without_replacement(
+    rng: np.random.Generator, distribution: NDArray[np.float64], count: int, samples: int
+) -> list[list[int]]:
+    """``samples`` draws of ``count`` different tokens in order (Gumbel top-k)."""
+    with np.errstate(divide="ignore"):
+        scores = np.log(distribution) + rng.gumbel(size=(samples, len(distribution)))
+    drawn: list[list[int]] = np.argsort(-scores, axis=1)[:, :count].tolist()
+    return drawn
+
+
 @pytest.mark.parametrize("num_candidates", [1, 2, 3, 5])
 @pytest.mark.parametrize("zeros", [0, 3])
 def test_rejection_rule_keeps_synthetic_distributions(num_candidates: int, zeros: int) -> None:
     rng = np.random.default_rng(num_candidates * 10 + zeros)
     size, samples = 6, 20_000
-    for _ in range(2):
-        target, draft = random_distribution(rng, size, zeros), random_distribution(rng, size, zeros if zeros else 0)
-        support = np.flatnonzero(draft)
-        counts = np.zeros(size)
-        for _ in range(samples):
-            number = min(num_candidates, len(support))
-            children = rng.choice(size, size=number, replace=False, p=draft).tolist()
-            tree = TokenTree([0, *children], [-1, *[0] * number])
-            verdict = accept_rejection(tree, np.stack([target] * (number + 1)), {0: draft}, rng)
-            counts[tree.tokens[verdict.path[0]] if verdict.path else verdict.next_token] += 1
-        assert not counts[target == 0].any()
-        kept = target > 0
-        assert stats.chisquare(counts[kept], target[kept] * samples).pvalue > P_VALUE
+    target, draft = random_distribution(rng, size, zeros), random_distribution(rng, size, zeros)
+    number = min(num_candidates, int((draft > 0).sum()))
+    targets, counts = np.stack([target] * (number + 1)), np.zeros(size)
+    for children in without_replacement(rng, draft, number, samples):
+        tree = TokenTree([0, *children], [-1, *[0] * number])
+        verdict = accept_rejection(tree, targets, {0: draft}, rng)
+        counts[tree.tokens[verdict.path[0]] if verdict.path else verdict.next_token] += 1
+    assert not counts[target == 0].any()
+    kept = target > 0
+    assert stats.chisquare(counts[kept], target[kept] * samples).pvalue > P_VALUE
 
 
 def test_rejection_rule_keeps_the_distribution_for_drafts_chosen_without_chance() -> None:
@@ -349,9 +349,9 @@ def test_rejection_rule_keeps_the_joint_distribution_of_a_tree() -> None:
     second = np.stack([random_distribution(rng, size) for _ in range(size)])
     second_draft = np.stack([random_distribution(rng, size) for _ in range(size)])
     counts = np.zeros((size, size))
-    for _ in range(samples):
-        one, other = rng.choice(size, size=2, replace=False, p=first_draft).tolist()
-        below = rng.choice(size, size=2, replace=False, p=second_draft[one]).tolist()
+    below_each = [without_replacement(rng, draft, 2, samples) for draft in second_draft]
+    for index, (one, other) in enumerate(without_replacement(rng, first_draft, 2, samples)):
+        below = below_each[one][index]
         tree = TokenTree([0, one, other, *below], [-1, 0, 0, 1, 1])
         target = np.stack([first, second[one], second[other], *[first] * 2])
         verdict = accept_rejection(tree, target, {0: first_draft, 1: second_draft[one]}, rng)

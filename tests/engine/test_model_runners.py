@@ -10,6 +10,7 @@ import torch
 import transformers as tf
 from transformers import PreTrainedModel
 
+from specpilot.controllers import ConstantController
 from specpilot.engine import Engine, EngineConfig, Pair, SamplingParams, TokenTree
 from specpilot.engine.forward_batch import Segment, build_batch
 from specpilot.engine.models import LlamaRunner, ModelRunner, StockRunner, UnsupportedModelError, build_runner
@@ -40,9 +41,7 @@ FUSED: dict[str, Callable[[], PreTrainedModel]] = {
     "llama-mha": lambda: llama(num_key_value_heads=4),
     "llama-tied": lambda: llama(tie_word_embeddings=True),
     "llama-wide-heads": lambda: llama(head_dim=16),
-    "llama-linear-rope": lambda: llama(
-        rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
-    ),
+    "llama-linear-rope": lambda: llama(rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}),
     "llama3-rope": lambda: llama(
         rope_parameters={
             "rope_type": "llama3",
@@ -66,8 +65,14 @@ STOCK: dict[str, Callable[[], PreTrainedModel]] = {
     "gpt-neox": lambda: tf.GPTNeoXForCausalLM(tf.GPTNeoXConfig(**SMALL)),
     "opt": lambda: tf.OPTForCausalLM(
         tf.OPTConfig(
-            vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=48,
-            max_position_embeddings=64, word_embed_proj_dim=32, init_std=0.3,
+            vocab_size=VOCAB,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            ffn_dim=48,
+            max_position_embeddings=64,
+            word_embed_proj_dim=32,
+            init_std=0.3,
         )
     ),
     "gemma": lambda: tf.GemmaForCausalLM(tf.GemmaConfig(**{**SMALL, "num_key_value_heads": 1, "head_dim": 8})),
@@ -209,8 +214,14 @@ UNSUPPORTED: dict[str, Callable[[], PreTrainedModel]] = {
     ),
     "bloom": lambda: tf.BloomForCausalLM(tf.BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=1, n_head=4)),
     "rwkv-like": lambda: tf.RecurrentGemmaForCausalLM(
-        tf.RecurrentGemmaConfig(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=1, num_attention_heads=4,
-                                intermediate_size=48, lru_width=32)
+        tf.RecurrentGemmaConfig(
+            vocab_size=VOCAB,
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            intermediate_size=48,
+            lru_width=32,
+        )
     ),
     "no head": lambda: tf.LlamaModel(tf.LlamaConfig(**{**SMALL, "num_key_value_heads": 2})),
 }
@@ -229,14 +240,18 @@ def test_the_engine_serves_a_pair_of_another_family(name: str, tiny_pair: Pair) 
     target, drafter = build(STOCK[name]), build(STOCK[name])
     pair = Pair(target, drafter, tiny_pair.tokenizer, VOCAB)
     params = SamplingParams(max_tokens=12, ignore_eos=True)
-    from specpilot.controllers import ConstantController
-
     engine = Engine(pair, EngineConfig(max_model_len=40), ConstantController(3))
     outputs = engine.generate([[1, 2, 3], [7] * 9], params)
     for output in outputs:
         ids = torch.tensor([output.prompt_token_ids])
-        text = target.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12,
-                               eos_token_id=None, pad_token_id=0)
+        text = target.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=12,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
         assert tuple(text[0, ids.shape[1] :].tolist()) == output.token_ids
     assert engine.stats.num_accepted == engine.stats.num_drafted > 0, "the drafter is the target"
 
@@ -244,8 +259,6 @@ def test_the_engine_serves_a_pair_of_another_family(name: str, tiny_pair: Pair) 
 def test_logits_beyond_the_vocabulary_are_never_sampled(tiny_pair: Pair) -> None:
     """Embedding tables are padded; a padding row with the best logit must not come out."""
     pair = Pair(tiny_pair.target, tiny_pair.drafter, tiny_pair.tokenizer, 40)
-    from specpilot.controllers import ConstantController
-
     engine = Engine(pair, EngineConfig(max_model_len=64, num_candidates=2), ConstantController(3))
     outputs = engine.generate([[1, 2]] * 20, SamplingParams(temperature=2.0, max_tokens=30, ignore_eos=True))
     assert max(token for output in outputs for token in output.token_ids) < 40

@@ -5,6 +5,7 @@ After every change the drafts are compared with those of a fresh drafter that re
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -113,7 +114,7 @@ def all_transitions(seed: int) -> list[int]:
             stack.append(left[stack[-1]].pop())
         else:
             path.append(stack.pop())
-    assert len({*zip(path, path[1:], strict=False)}) == (MAX_LENGTH + 1) ** 2
+    assert len({*itertools.pairwise(path)}) == (MAX_LENGTH + 1) ** 2
     return path[::-1]
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from specpilot.controllers import ConstantController
 from specpilot.engine import Draft, DraftContext, Drafter, Engine, EngineConfig, Pair, SamplingParams, TokenTree
 from specpilot.engine.request import Request
+from specpilot.engine.verification import accept_coupled
 
 from ..support.controllers import RandomController
 
@@ -133,8 +134,6 @@ def test_candidates_beside_the_chain_are_accepted_and_seen_by_the_drafter_as_lag
 
 @pytest.mark.parametrize("seed", range(5))
 def test_coupled_acceptance_walks_the_path_of_the_targets_tokens(seed: int) -> None:
-    from specpilot.engine.verification import accept_coupled
-
     rng = np.random.default_rng(seed)
     for _ in range(200):
         size = int(rng.integers(1, 12))

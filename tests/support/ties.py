@@ -65,7 +65,7 @@ def assert_same_text(
     seed: int,
     prefix_suffices: bool = False,
 ) -> int:
-    """Fail unless ``actual`` is ``expected`` (or a prefix of it, for a cancelled request). Returns 1 for a proven tie."""
+    """Fail unless ``actual`` is ``expected`` (or a prefix, where that suffices) or parts from it in a tie: gives 1."""
     common = next((i for i, (a, b) in enumerate(zip(expected, actual, strict=False)) if a != b), None)
     if common is None:
         assert len(actual) == len(expected) or (prefix_suffices and len(actual) < len(expected)), (
