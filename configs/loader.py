@@ -29,6 +29,8 @@ def load_config(schema: type[T], path: str | Path) -> T:
         values = yaml.safe_load(path.read_text())
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as text ({' '.join(str(error).split())})") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
     return _build(schema, {} if values is None else values, str(path))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 
@@ -80,6 +82,7 @@ class Engine:
         self._requests: dict[str, Request] = {}
         self._results: dict[str, RequestOutput] = {}
         self._streams: dict[str, TextStream] = {}
+        self._chunks: dict[str, deque[StreamChunk]] = {}
         self._eos = pair.eos_token_ids
         self._num_added = 0
 
@@ -128,7 +131,7 @@ class Engine:
         Raises `RequestError`, and changes nothing, if the prompt or a parameter is invalid or can never fit.
         """
         params = params or SamplingParams()
-        request_id = request_id if request_id is not None else f"request-{self._num_added}"
+        request_id = self._own_id() if request_id is None else request_id
         try:
             if request_id in self._requests or request_id in self._results:
                 raise RequestError(f"request id {request_id!r} is already in use")
@@ -158,6 +161,10 @@ class Engine:
     def take_result(self, request_id: str) -> RequestOutput:
         """Hand over (and forget) the result of a finished request; ``KeyError`` if it has none."""
         return self._results.pop(request_id)
+
+    def _own_id(self) -> str:
+        names = (f"request-{number}" for number in itertools.count(self._num_added))
+        return next(name for name in names if name not in self._requests and name not in self._results)
 
     def _own_seed(self) -> int:
         return int(np.random.default_rng((self.config.seed, self._num_added)).integers(2**62))
@@ -194,13 +201,18 @@ class Engine:
         Leaving the iterator early cancels the request.
         """
         request_id = self.add_request(prompt, params, stream=True)
+        chunks = self._chunks[request_id] = deque()
         try:
-            while request_id in self._requests:
-                yield from (chunk for chunk in self.step() if chunk.request_id == request_id)
+            while chunks or request_id in self._requests:
+                while chunks:
+                    yield chunks.popleft()
+                if request_id in self._requests:
+                    self.step()
         finally:
-            if self.cancel(request_id):
-                self._drop_cancelled()
+            if request_id in self._requests:
+                self._drop(self._requests[request_id])
             self._results.pop(request_id, None)
+            del self._chunks[request_id]
 
     def step(self) -> list[StreamChunk]:
         """Do one step: drop the cancelled, admit, prefill a chunk, run one round. Returns what each request gained."""
@@ -245,13 +257,13 @@ class Engine:
     # ------------------------------------------------------------------ parts of a step
 
     def _drop_cancelled(self) -> list[StreamChunk]:
-        cancelled = [request for request in self._requests.values() if request.cancelled]
-        chunks = []
-        for request in cancelled:
-            request.finish_reason = FinishReason.CANCELLED
-            chunks.append(self._chunk(request, []))
-            self._finish(request)
-        return chunks
+        return [self._drop(request) for request in list(self._requests.values()) if request.cancelled]
+
+    def _drop(self, request: Request) -> StreamChunk:
+        request.finish_reason = FinishReason.CANCELLED
+        chunk = self._chunk(request, [])
+        self._finish(request)
+        return chunk
 
     def _prefill(self) -> tuple[int, float]:
         plan = self.scheduler.prefill_plan()
@@ -284,7 +296,10 @@ class Engine:
         text, stream = "", self._streams.get(request.request_id)
         if stream is not None:
             text = stream.push(request, None if request.finish_reason is None else self._final_text(request))
-        return StreamChunk(request.request_id, tuple(tokens), text, request.finish_reason)
+        chunk = StreamChunk(request.request_id, tuple(tokens), text, request.finish_reason)
+        if request.request_id in self._chunks:  # whoever drives the engine, the stream's reader gets its chunks
+            self._chunks[request.request_id].append(chunk)
+        return chunk
 
     def _finish(self, request: Request) -> None:
         """Free everything a request holds and keep its result."""

@@ -38,7 +38,10 @@ def read_prompt(prompt: Prompt, pair: Pair, max_model_len: int, max_tokens: int)
 
 def _token_ids(prompt: Prompt, pair: Pair) -> list[int]:
     if isinstance(prompt, str):
-        encoded: list[int] = pair.tokenizer(prompt)["input_ids"]
+        try:
+            encoded: list[int] = pair.tokenizer(prompt)["input_ids"]
+        except (TypeError, UnicodeError):  # a lone surrogate is no text, and tokenizers says so in its own words
+            raise RequestError(f"the prompt is not valid Unicode text: {prompt!r:.80}") from None
         return encoded
     valid = isinstance(prompt, Sequence | np.ndarray) and all(
         isinstance(token, int | np.integer) and not isinstance(token, bool) for token in prompt

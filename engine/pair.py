@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .models import StockRunner
@@ -75,7 +76,7 @@ def _load_model(name: str | Path, device: str, dtype: torch.dtype) -> PreTrained
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(name), dtype=dtype, use_safetensors=True, trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
         raise PairError(f"{name}: cannot be loaded as a causal LM with safetensors weights ({first})") from None
     model: PreTrainedModel = loaded.to(device).eval()

@@ -153,7 +153,15 @@ class Speculator:
 
             def keep_drafting(level: DraftLevel) -> NDArray[np.bool_]:
                 # The drafter counts the requests that draft, the controller all of the round.
-                return self.controller.keep_drafting(replace(level, requests=speculating[level.requests]))
+                answer = self.controller.keep_drafting(replace(level, requests=speculating[level.requests]))
+                if not (
+                    isinstance(answer, np.ndarray) and answer.dtype == np.bool_ and answer.shape == level.requests.shape
+                ):
+                    raise ControllerError(
+                        f"{type(self.controller).__name__}.keep_drafting must return one bool per request "
+                        f"({len(level.requests)}), got {answer!r:.80}"
+                    )
+                return answer
 
         if self.greedy_drafts:
             return DraftContext(RowSampling.greedy(len(speculating)), draw, None, keep_drafting)

@@ -47,9 +47,6 @@ class LlamaRunner(ModelRunner):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
-        reason = self.unsupported_reason(model)
-        if reason is not None:
-            raise ValueError(f"the fused path cannot run this model: {reason}")
         body: Any = model.model
         head: Any = model.lm_head
         self.eps = float(model.config.rms_norm_eps)
@@ -75,7 +72,7 @@ class LlamaRunner(ModelRunner):
         rope = (config.rope_parameters or {}).get("rope_type", "default")
         if rope not in {"default", "linear", "llama3"}:
             return f"rotary type {rope!r} depends on the sequence length"
-        if any(getattr(layer.self_attn, "sliding_window", None) for layer in model.model.layers):
+        if getattr(config, "sliding_window", None) is not None:
             return "it has sliding-window attention"
         if any(getattr(layer.self_attn.o_proj, "bias", None) is not None for layer in model.model.layers):
             return "its attention output has a bias"

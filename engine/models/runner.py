@@ -56,6 +56,9 @@ def build_runner(model: PreTrainedModel, fused: bool | None = None) -> ModelRunn
     from .llama import LlamaRunner
     from .stock import StockRunner
 
+    reason = StockRunner.unsupported_reason(model)
+    if reason is not None:
+        raise UnsupportedModelError(reason)
     reason = LlamaRunner.unsupported_reason(model)
     if fused and reason is not None:
         raise UnsupportedModelError(f"the fused path cannot run this model: {reason}; use fused=None")

@@ -53,7 +53,7 @@ def _attention(
     key_value = torch.cat([key[0], value[0]]).transpose(0, 1)  # [N, 2 * num_kv_heads, head_dim]
     layer: int = module.layer_idx  # type: ignore[assignment]
     output = attend(query[0].transpose(0, 1), key_value, _current.cache, layer, _current.batch, scale)
-    return output[None], None  # [1, N, num_heads, head_dim]
+    return output.view(1, *query.shape[2:0:-1], query.shape[-1]), None  # [1, N, num_heads, head_dim]
 
 
 AttentionInterface.register(ATTENTION_NAME, _attention)
@@ -68,10 +68,10 @@ class StockRunner(ModelRunner):
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__(model)
         reason = self.unsupported_reason(model)
         if reason is not None:
             raise UnsupportedModelError(reason)
+        super().__init__(model)
         self.model: Any = model
 
     @staticmethod
@@ -80,6 +80,10 @@ class StockRunner(ModelRunner):
         name = type(model).__name__
         if not model._supports_attention_backend:
             return f"{name} does not use transformers' attention interface, which the engine needs for its KV cache"
+        if model.get_output_embeddings() is None:
+            return f"{name} has no language-model head; load it as a causal LM"
+        if model._is_stateful:
+            return f"{name} keeps state other than keys and values, which rejected tokens would spoil"
         mixed = set(getattr(model.config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
         if mixed:
             return f"{name} has layers of type {sorted(mixed)}, which keep state other than keys and values"
