@@ -57,6 +57,8 @@ class SpeculationSettings:
     """0 compares with transformers too; other temperatures compare K with plain decoding only."""
     lengths: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
     """Constant speculation lengths K tried, in tokens."""
+    lookups: tuple[int, ...] = (4, 8)
+    """Constant K tried with n-gram prompt lookup in place of the drafter model."""
     schedules: tuple[AssistedSchedule, ...] = DEFAULT_SCHEDULES
     """Settings of assisted generation tried."""
     requests: int = 6

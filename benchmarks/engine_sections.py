@@ -139,15 +139,18 @@ def measure_speculation(context: Context) -> dict[str, Any]:
     """(c) Best constant K at batch 1 against plain decoding and, at temperature 0, assisted generation."""
     settings = context.config.speculation
     engine = context.engine(1)
+    lookup = Engine(context.pair, EngineConfig(max_num_seqs=1, drafter="ngram"))
     result = {}
     for temperature in settings.temperatures:
         greedy = temperature == 0
         arms = {f"K={k}": engine_arm(engine, k, settings.new_tokens, temperature) for k in (0, *settings.lengths)}
         lengths = [name for name in arms if name != "K=0"]
+        lookups = {f"n-gram K={k}": engine_arm(lookup, k, settings.new_tokens, temperature) for k in settings.lookups}
         schedules = {s.name: assisted_arm(context.pair, settings.new_tokens, s) for s in settings.schedules if greedy}
-        screen = _repeat(context, arms | schedules, range(settings.screen_repeats))
+        screen = _repeat(context, arms | lookups | schedules, range(settings.screen_repeats))
         best = screen.fastest(lengths, "K=0")
-        chosen = {"plain": arms["K=0"], "best K": arms[best]}
+        best_lookup = screen.fastest(list(lookups), "K=0")
+        chosen = {"plain": arms["K=0"], "best K": arms[best], best_lookup: lookups[best_lookup]}
         if schedules:
             best_schedule = screen.fastest(list(schedules), "K=0")
             chosen["best assisted"] = schedules[best_schedule]
@@ -163,8 +166,8 @@ def measure_speculation(context: Context) -> dict[str, Any]:
             "best_relative_to_plain": speed_ratio(samples.seconds["best K"], samples.seconds["plain"]),
             "agreement": samples.agreement(context.pair, [name for name in chosen if name != reference], reference)
             if greedy
-            else _same_text(samples, ["best K"], "plain"),
-            "screen_agreement": _same_text(screen, lengths, "K=0"),
+            else _same_text(samples, ["best K", best_lookup], "plain"),
+            "screen_agreement": _same_text(screen, [*lengths, *lookups], "K=0"),
         }
         if schedules:
             entry["best_schedule"] = best_schedule
