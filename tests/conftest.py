@@ -58,5 +58,6 @@ def micro_pair() -> Pair:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads() -> None:
-    torch.set_num_threads(min(2, torch.get_num_threads()))
+def _one_thread() -> None:
+    """Threads cost the small models more than they bring, and texts do not depend on the machine's cores."""
+    torch.set_num_threads(1)

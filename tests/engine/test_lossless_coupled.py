@@ -153,7 +153,8 @@ def test_engine_seeds_give_the_same_text_at_any_length(tiny_pair: Pair) -> None:
     texts = []
     for controller in (ConstantController(0), ConstantController(3), RandomController(seed=1)):
         engine = Engine(tiny_pair, EngineConfig(max_model_len=128, seed=4), controller)
-        texts.append([output.token_ids for output in engine.generate(prompts, SamplingParams(temperature=1, max_tokens=60))])
+        outputs = engine.generate(prompts, SamplingParams(temperature=1, max_tokens=60))
+        texts.append([output.token_ids for output in outputs])
     assert texts[0] == texts[1] == texts[2]
     assert len(set(texts[0])) == len(prompts)
 
