@@ -223,6 +223,8 @@ class Engine:
             if self.drafter is not None:
                 self.drafter.start(request)
         if not self.scheduler.running:
+            if chunks:  # the queue has changed, and the gauges must say so
+                self._record(start, None, RoundResult.empty(), 0, 0, (0, 0.0))
             return chunks
         prefill = self._prefill()
         requests = self.scheduler.decoding()

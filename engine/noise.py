@@ -55,7 +55,8 @@ def gumbel_noise(keys: NDArray[np.uint64], vocab_size: int, device: torch.device
     value = _lowbias32(value)
     value ^= halves[..., 1:]
     value = _lowbias32(value)
-    uniform = (((value >> 8) & 0xFFFFFF).float() + 0.5) * 2.0**-24  # in (0, 1), both ends excluded
+    # 23 bits, not 24: float32 rounds 2**24 - 0.5 up, and a uniform of exactly 1 would be infinite noise.
+    uniform = (((value >> 9) & 0x7FFFFF).float() + 0.5) * 2.0**-23  # in (0, 1), both ends excluded
     return uniform.log_().neg_().log_().neg_()
 
 

@@ -13,6 +13,10 @@ from .noise import gumbel_noise, noise_keys
 from .sampling_params import SamplingParams
 
 
+MIN_TEMPERATURE = 1e-6
+"""Below it sampling is greedy: dividing by less overflows float32, and the choice is the same."""
+
+
 @dataclass(frozen=True)
 class RowSampling:
     """Sampling of the rows of a logits tensor, one request per row. Arrays are ``[N]``."""
@@ -26,7 +30,7 @@ class RowSampling:
     def of(cls, params: Sequence[SamplingParams], seeds: Sequence[int]) -> RowSampling:
         """Gather the parameters of several requests."""
         return cls(
-            np.asarray([p.temperature for p in params], dtype=np.float32),
+            np.asarray([p.temperature if p.temperature >= MIN_TEMPERATURE else 0.0 for p in params], dtype=np.float32),
             np.asarray([p.top_k for p in params], dtype=np.int64),
             np.asarray([p.top_p for p in params], dtype=np.float32),
             np.asarray(seeds, dtype=np.int64),

@@ -53,7 +53,10 @@ class SamplingParams:
 
 
 def _number(name: str, value: object, low: float, high: float, open_low: bool = False) -> None:
-    valid = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        valid = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer that no float can hold
+        valid = False
     if not valid or not low <= float(value) <= high or (open_low and value == low):  # type: ignore[arg-type]
         bounds = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if math.isinf(high) else ']'}"
         raise RequestError(f"{name} must be a finite number in {bounds}, got {value!r}")

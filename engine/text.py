@@ -37,13 +37,11 @@ def stop_text(tokenizer: PreTrainedTokenizerBase, request: Request) -> str | Non
     # A token is at least one byte of text or part of a character: this many tokens hold the longest stop string
     # that the newest token can have completed, and four more the characters cut at the window's start.
     window = max(len(stop.encode()) for stop in stops) + 4
-    if (
-        cut_at_stop(
-            decode(tokenizer, request.token_ids[max(request.num_prompt_tokens, len(request.token_ids) - window) :]),
-            stops,
-        )
-        is None
-    ):
+    special, start = frozenset(tokenizer.all_special_ids), len(request.token_ids)
+    while start > request.num_prompt_tokens and window:
+        start -= 1
+        window -= request.token_ids[start] not in special  # special tokens leave no text
+    if cut_at_stop(decode(tokenizer, request.token_ids[start:]), stops) is None:
         return None
     return cut_at_stop(decode(tokenizer, request.output_token_ids), stops)
 
