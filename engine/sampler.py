@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from .noise import gumbel_noise, noise_keys
 from .sampling_params import SamplingParams
 
-
 MIN_TEMPERATURE = 1e-6
 """Below it sampling is greedy: dividing by less overflows float32, and the choice is the same."""
 
