@@ -13,7 +13,7 @@ Results = dict[str, Any]
 
 @dataclass(frozen=True)
 class Bar:
-    """One thing the engine has promised."""
+    """One thing the engine aims at."""
 
     name: str
     value: float
@@ -27,12 +27,12 @@ class Bar:
 
     @property
     def met(self) -> bool:
-        """Whether the median keeps the promise."""
+        """Whether the median reaches the aim."""
         return self.value >= self.bound if self.at_least else self.value <= self.bound
 
 
 def bars(results: Results) -> list[Bar]:
-    """Compare what was measured with what was promised; a section that is missing has no bars."""
+    """Compare what was measured with what was aimed at; a section that is missing has no bars."""
     sections, found = results["sections"], []
 
     def ratio(name: str, spread: dict[str, Any], bound: float, at_least: bool = True) -> None:
@@ -59,7 +59,7 @@ def bars(results: Results) -> list[Bar]:
 def markdown(results: Results, plot: str | None) -> str:
     """The whole report as Markdown. ``plot``: file name of the picture, None where there is none."""
     sections = results["sections"]
-    parts = [_origin(results), "### Promises\n\n" + _bar_table(bars(results))]
+    parts = [_origin(results), "### Aims\n\n" + _bar_table(bars(results))]
     if "plain" in sections:
         parts.append("### Plain decoding\n\n" + _plain_table(sections["plain"]))
     if "speculation" in sections:
@@ -113,7 +113,7 @@ def _bar_table(found: Sequence[Bar]) -> str:
             value += f" ({bar.low:.{digits}f} … {bar.high:.{digits}f})"
         bound = f"{'≥' if bar.at_least else '≤'} {bar.bound:.{digits}f}{bar.unit}"
         rows.append([bar.name, bound, value, "met" if bar.met else "not met"])
-    return _table(["what", "promised", "measured", "verdict"], rows)
+    return _table(["what", "aimed at", "measured", "verdict"], rows)
 
 
 def _plain_table(section: dict[str, Any]) -> str:
