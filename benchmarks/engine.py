@@ -22,10 +22,11 @@ from tqdm.auto import tqdm
 
 from specpilot.benchmarks.engine_config import EngineBenchmark
 from specpilot.benchmarks.engine_sections import SECTIONS, Context, section_ticks
-from specpilot.benchmarks.measurement import ROOT, Prompts, environment, write_json
+from specpilot.benchmarks.measurement import ROOT, Prompts, environment
 from specpilot.benchmarks.report import render
 from specpilot.configs import ConfigError, load_config
 from specpilot.engine import Pair, PairError, load_pair
+from specpilot.train.run_record import write_json
 
 FORMAT = 1
 SAME_RUN = ("format", "config", "quick", "versions", "git")  # what must agree for a run to be resumed

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..train.run_record import cpu_model
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -111,7 +113,7 @@ def environment(threads: int | None) -> dict[str, Any]:
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "hardware": {
-            "cpu": _cpu_model(),
+            "cpu": cpu_model(),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
             "torch_threads": torch.get_num_threads(),
             "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -124,14 +126,6 @@ def environment(threads: int | None) -> dict[str, Any]:
         },
         "git": _git_revision(),
     }
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` so that ``path`` always holds a whole file: the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(temporary, path)
 
 
 def peak_memory_megabytes() -> float:
@@ -149,14 +143,6 @@ def peak_memory_megabytes() -> float:
 
         unit = 1 if platform.system() == "Darwin" else 1024  # bytes there, KiB elsewhere
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def _git_revision() -> str | None:
