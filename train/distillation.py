@@ -58,13 +58,6 @@ def write_with_target(
     return rows
 
 
-def initialise_from_target(drafter: LlamaForCausalLM, target: LlamaForCausalLM) -> None:
-    """Start the drafter from the target's embedding and final norm, and its first layers, where the shapes agree."""
-    source, own = target.state_dict(), drafter.state_dict()
-    shared = {name: source[name].clone() for name in own if name in source and own[name].shape == source[name].shape}
-    drafter.load_state_dict(shared, strict=False)
-
-
 def distillation_loss(
     target: Model,
 ) -> Loss:

@@ -27,10 +27,10 @@ from specpilot.engine import load_pair
 from specpilot.train.corpus import SPLITS, SourceFile, encode_files, stdlib_files, train_tokenizer, user_files
 from specpilot.train.distillation import (
     distillation_loss,
-    initialise_from_target,
     mixed_batches,
     write_with_target,
 )
+from specpilot.train.growth import copy_agreeing, grow
 from specpilot.train.language_model import ModelSettings, move_model, next_token_loss, train_model, windows
 from specpilot.train.pair_report import distinct_share, evaluation_prompts, measure, model_card
 from specpilot.train.run_record import run_record, write_json
@@ -48,6 +48,10 @@ class PairConfig:
     """Directory of checkpoints, logs and intermediate data; safe to delete once ``output`` is there."""
     target: ModelSettings
     drafter: ModelSettings
+    shallow_target: ModelSettings | None = None
+    """A target of fewer layers to train first; the target then grows from it (see `grow`)."""
+    pretrained_drafter: ModelSettings | None = None
+    """Next-token training of the drafter before it is distilled: cheap steps, since no target runs."""
     vocab_size: int = 2048
     max_position_embeddings: int = 1024
     generated_tokens: int = 400_000
@@ -122,21 +126,40 @@ class PairTraining:
         """Fixed validation windows, about 16,000 tokens."""
         return windows(self.streams["validation"], settings.sequence_length, 16384 // settings.sequence_length, 1, 0)
 
+    def next_token_training(self, model: LlamaForCausalLM, settings: ModelSettings, name: str) -> dict[str, Any]:
+        """Train ``model`` on the train split; the checkpoint lies in ``workdir/name``. Returns the summary."""
+        stream, seed = self.streams["train"], self.config.seed
+        with self.stage(name):
+            log = train_model(
+                model,
+                settings,
+                lambda step: windows(stream, settings.sequence_length, settings.batch_size, seed, step),
+                self.held_out(settings),
+                next_token_loss,
+                self.work / name,
+                self.device,
+                self.compile,
+            )
+        return self._summary(model, settings, log, "cross-entropy")
+
     def train_target(self) -> LlamaForCausalLM:
-        """Next-token prediction on the train split."""
-        settings, seed = self.config.target, self.config.seed
-        model, stream = self.build(settings), self.streams["train"]
-        log = train_model(
-            model,
-            settings,
-            lambda step: windows(stream, settings.sequence_length, settings.batch_size, seed, step),
-            self.held_out(settings),
-            next_token_loss,
-            self.work / "target",
-            self.device,
-            self.compile,
-        )
-        self.facts["target"] = self._summary(model, settings, log, "cross-entropy")
+        """Next-token prediction on the train split, from a shallower target where the configuration names one."""
+        model = self.build(self.config.target)
+        if self.config.shallow_target is not None:
+            shallow = self.build(self.config.shallow_target)
+            summary = self.next_token_training(shallow, self.config.shallow_target, "shallow_target")
+            self.facts["shallow_target"] = summary
+            move_model(shallow, "cpu")
+            grow(model, shallow)
+        self.facts["target"] = self.next_token_training(model, self.config.target, "target")
+        return model
+
+    def pretrain_drafter(self) -> LlamaForCausalLM:
+        """A fresh drafter, trained on next tokens where the configuration asks for it; needs no target."""
+        model = self.build(self.config.drafter)
+        if self.config.pretrained_drafter is not None:
+            summary = self.next_token_training(model, self.config.pretrained_drafter, "pretrained_drafter")
+            self.facts["pretrained_drafter"] = summary
         return model
 
     def train_drafter(self, target: LlamaForCausalLM) -> LlamaForCausalLM:
@@ -152,8 +175,9 @@ class PairTraining:
                 seed,
                 self.work / "generated.npy",
             )
-        model = self.build(settings)
-        initialise_from_target(model, target)
+        model = self.pretrain_drafter()
+        if self.config.pretrained_drafter is None:
+            copy_agreeing(target, model)
         half = settings.batch_size // 2
         stream = self.streams["train"]
         batches = mixed_batches(
@@ -166,13 +190,12 @@ class PairTraining:
             target.set_attn_implementation("specpilot_training")
         teacher = torch.compile(target) if self.compile else target
         with self.stage("drafter"):
-            loss = distillation_loss(teacher)
             log = train_model(
                 model,
                 settings,
                 batches,
                 self.held_out(settings),
-                loss,
+                distillation_loss(teacher),
                 self.work / "drafter",
                 self.device,
                 self.compile,
@@ -234,7 +257,8 @@ def parse(arguments: list[str]) -> PairConfig:
         raise ConfigError("give a configuration: --config configs/pair/pystdlib.yaml")
     at = arguments.index("--config")
     default = load_config(PairConfig, arguments[at + 1])
-    return tyro.cli(PairConfig, default=default, args=arguments[:at] + arguments[at + 2 :])
+    own = arguments[:at] + arguments[at + 2 :]
+    return tyro.cli(PairConfig, default=default, args=own, config=(tyro.conf.AvoidSubcommands,))
 
 
 def main() -> int:
@@ -246,8 +270,7 @@ def main() -> int:
     except (ConfigError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    with run.stage("target"):
-        target = run.train_target()
+    target = run.train_target()
     drafter = run.train_drafter(target)
     run.export(target, drafter)
     return 0

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from specpilot.train.distillation import distillation_loss, initialise_from_target, mixed_batches
+from specpilot.train.distillation import distillation_loss, mixed_batches
+from specpilot.train.growth import copy_agreeing
 from specpilot.train.language_model import (
     ModelSettings,
     learning_rate_scale,
@@ -108,7 +109,7 @@ def test_distillation_brings_the_drafter_to_the_target(stream: np.ndarray, tmp_p
     settings = replace(SETTINGS, num_hidden_layers=1)
     torch.manual_seed(1)
     drafter = settings.build(VOCAB, 0, 64)
-    initialise_from_target(drafter, target)  # type: ignore[arg-type]
+    copy_agreeing(target, drafter)  # type: ignore[arg-type]
     validation = windows(stream, 32, 8, 1, 0)
     loss = distillation_loss(target)
     with torch.no_grad():

@@ -33,7 +33,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> PairConfig:
     config = PairConfig(
         output=str(root / "pair"),
         workdir=str(root / "work"),
+        shallow_target=replace(TINY, num_hidden_layers=1),
         target=TINY,
+        pretrained_drafter=replace(TINY, num_hidden_layers=1, steps=2),
         drafter=replace(TINY, num_hidden_layers=1),
         vocab_size=320,
         max_position_embeddings=320,
@@ -68,6 +70,9 @@ def test_a_run_records_what_made_it(finished: PairConfig) -> None:
     record = json.loads((Path(finished.output) / "training.json").read_text())
     assert {"config", "seed", "versions", "git_revision", "hardware", "stage_seconds", "report"} <= record.keys()
     assert record["config"]["target"]["steps"] == 4
+    stages = {"shallow_target": 4, "target": 4, "pretrained_drafter": 2, "drafter": 4}
+    assert {name: record[name]["log"][-1]["step"] for name in stages} == stages
+    assert stages.keys() <= record["stage_seconds"].keys()
     assert set(record["corpus"]) == {"train", "validation", "evaluation"}
 
 
