@@ -28,7 +28,7 @@ class EngineConfig:
     """``coupled``: same seed, same text, whatever is drafted. ``rejection``: the standard rule."""
     greedy_drafts: bool = False
     """Draft the drafter's most likely tokens whatever the temperature, instead of coupled or sampled ones."""
-    prefill_chunk: int = 256
+    prefill_chunk: int = 1024
     """Prompt tokens prefilled per step at most, over all requests."""
     catch_up_chunk: int = 256
     """Tokens per pass when the drafter catches up."""
