@@ -14,22 +14,22 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm.auto import tqdm
 
 from specpilot.benchmarks.engine_config import EngineBenchmark
 from specpilot.benchmarks.engine_sections import SECTIONS, Context, section_ticks
-from specpilot.benchmarks.measurement import ROOT, Prompts, environment
+from specpilot.benchmarks.measurement import ROOT, Prompts, machine_state
 from specpilot.benchmarks.report import render
 from specpilot.configs import ConfigError, load_config
 from specpilot.engine import Pair, PairError, load_pair
-from specpilot.train.run_record import write_json
+from specpilot.train.run_record import run_record, write_json
 
 FORMAT = 1
-SAME_RUN = ("format", "config", "quick", "versions", "git")  # what must agree for a run to be resumed
+SAME_RUN = ("format", "config", "quick", "versions", "git_revision")  # what must agree for a run to be resumed
 
 
 def main() -> None:
@@ -61,7 +61,9 @@ def measure(config: EngineBenchmark, quick: bool, resume: bool, names: list[str]
     """Run the sections; after each one, what is finished is on disk beside the output."""
     output = ROOT / config.output
     prompts = Prompts(ROOT / config.prompts, config.seed)
-    results = {"format": FORMAT, "quick": quick, "config": asdict(config), **environment(config.threads)}
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    results = {"format": FORMAT, "quick": quick, **run_record(config, machine=machine_state())}
     results |= {"section_seconds": {}, "sections": {}}
     if resume:
         _resume(results, _partial(output))

@@ -1,23 +1,18 @@
-"""How things are measured: interleaved arms, paired ratios, and the record of where it was measured."""
+"""How things are measured: interleaved arms, paired ratios, and the state of the machine they ran on."""
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
 import platform
 import statistics
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-
-from ..train.run_record import cpu_model
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -106,25 +101,13 @@ def differing(outputs: Sequence[Sequence[int]], reference: Sequence[Sequence[int
     return [index for index, (a, b) in enumerate(zip(outputs, reference, strict=True)) if list(a) != list(b)]
 
 
-def environment(threads: int | None) -> dict[str, Any]:
-    """Describe machine, versions and revision; sets torch's threads first where ``threads`` says so."""
-    if threads is not None:
-        torch.set_num_threads(threads)
+def machine_state() -> dict[str, Any]:
+    """What a timing depends on beyond the record of the run."""
     return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "hardware": {
-            "cpu": cpu_model(),
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-            "torch_threads": torch.get_num_threads(),
-            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-            "system": platform.platform(),
-            "load_average_at_start": os.getloadavg() if hasattr(os, "getloadavg") else None,
-        },
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "transformers", "specpilot")},
-        },
-        "git": _git_revision(),
+        "torch_threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "system": platform.platform(),
+        "load_average_at_start": os.getloadavg() if hasattr(os, "getloadavg") else None,
     }
 
 
@@ -143,15 +126,3 @@ def peak_memory_megabytes() -> float:
 
         unit = 1 if platform.system() == "Darwin" else 1024  # bytes there, KiB elsewhere
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-
-
-def _git_revision() -> str | None:
-    """Commit of the repository, ``+changes`` where files differ from it; None outside a repository."""
-    try:
-        commit, status = (
-            subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-            for arguments in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return f"{commit}+changes" if status else commit

@@ -79,13 +79,12 @@ def markdown(results: Results, plot: str | None) -> str:
 
 
 def _origin(results: Results) -> str:
-    hardware, versions = results["hardware"], results["versions"]
+    versions, threads = results["versions"], results["machine"]["torch_threads"]
     quick = "**Smoke run: the numbers mean nothing.** " if results["quick"] else ""
     return (
-        f"{quick}Measured {results['date'][:10]} on {hardware['cpu']}, {hardware['cores']} cores, "
-        f"{hardware['torch_threads']} torch threads; Python {versions['python']}, torch {versions['torch']}, "
-        f"transformers {versions['transformers']}, specpilot {versions['specpilot']} "
-        f"({(results['git'] or 'no git')[:10]}{' with local changes' if '+' in (results['git'] or '') else ''}); "
+        f"{quick}Measured {results['date'][:10]} on {results['hardware']}, {threads} torch threads; "
+        f"Python {versions['python']}, torch {versions['torch']}, "
+        f"transformers {versions['transformers']}, specpilot {versions['specpilot']} ({results['git_revision']}); "
         f"{sum(results['section_seconds'].values()) / 60:.0f} minutes. "
         "Every ratio is the median over interleaved repeats (min … max in brackets)."
     )

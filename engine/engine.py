@@ -132,14 +132,7 @@ class Engine:
         """
         params = params or SamplingParams()
         request_id = self._own_id() if request_id is None else request_id
-        try:
-            if request_id in self._requests or request_id in self._results:
-                raise RequestError(f"request id {request_id!r} is already in use")
-            params.check(self.config.max_num_speculative_tokens)
-            token_ids = read_prompt(prompt, self.pair, self.max_model_len, params.max_tokens)
-        except RequestError:
-            self.stats.num_refused += 1
-            raise
+        token_ids = self._checked(prompt, params, request_id)
         seed = self._own_seed() if params.seed is None else params.seed
         self._num_added += 1
         self.stats.num_requests += 1
@@ -161,6 +154,17 @@ class Engine:
     def take_result(self, request_id: str) -> RequestOutput:
         """Hand over (and forget) the result of a finished request; ``KeyError`` if it has none."""
         return self._results.pop(request_id)
+
+    def _checked(self, prompt: Prompt, params: SamplingParams, request_id: str | None = None) -> list[int]:
+        """The prompt's tokens, if the request can be served; a refusal is counted."""
+        try:
+            if request_id in self._requests or request_id in self._results:
+                raise RequestError(f"request id {request_id!r} is already in use")
+            params.check(self.config.max_num_speculative_tokens)
+            return read_prompt(prompt, self.pair, self.max_model_len, params.max_tokens)
+        except RequestError:
+            self.stats.num_refused += 1
+            raise
 
     def _own_id(self) -> str:
         names = (f"request-{number}" for number in itertools.count(self._num_added))
@@ -198,8 +202,13 @@ class Engine:
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[StreamChunk]:
         """Serve one request and yield its text as it comes, with whatever else the engine has to do.
 
-        Leaving the iterator early cancels the request.
+        The request is queued when the first chunk is asked for; leaving the iterator early cancels it. Raises
+        `RequestError` at once if the prompt or a parameter is invalid.
         """
+        self._checked(prompt, params or SamplingParams())
+        return self._stream(prompt, params)
+
+    def _stream(self, prompt: Prompt, params: SamplingParams | None) -> Generator[StreamChunk]:
         request_id = self.add_request(prompt, params, stream=True)
         chunks = self._chunks[request_id] = deque()
         try:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from specpilot.controllers import ConstantController, Decision, RoundOutcome, RoundState
-from specpilot.engine import Engine, EngineConfig, FinishReason, Pair, SamplingParams
+from specpilot.engine import Engine, EngineConfig, FinishReason, Pair, RequestError, SamplingParams
 
 from ..support.controllers import RandomController
 
@@ -79,6 +79,13 @@ def test_a_stream_loses_nothing_to_a_blocking_call_in_between(make: MakeEngine) 
     for chunk in stream:
         tokens.extend(chunk.token_ids)
     assert tuple(tokens) == expected.token_ids
+
+
+def test_a_stream_of_an_invalid_request_is_refused_at_the_call(make: MakeEngine) -> None:
+    engine = make()
+    with pytest.raises(RequestError, match="empty"):
+        engine.stream([])
+    assert not engine.has_work and engine.stats.num_refused == 1
 
 
 def test_other_requests_go_on_under_a_stream(make: MakeEngine) -> None:
