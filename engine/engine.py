@@ -25,7 +25,7 @@ from .request import FinishReason, Phase, Request, RequestOutput, RequestStats, 
 from .round_state import round_state, update_history
 from .sampling_params import RequestError, SamplingParams
 from .scheduler import Scheduler
-from .speculation import RoundResult, Speculator, synchronize
+from .speculation import ControllerError, RoundResult, Speculator, synchronize
 from .stats import EngineStats, RoundRecord
 from .text import TextStream, commit_tokens, decode
 from .token_tree import TokenTree
@@ -241,7 +241,12 @@ class Engine:
             self._record(start, None, RoundResult.empty(), 0, 0, prefill)
             return chunks
         state = round_state(requests, self.scheduler, self.drafter, self.config, 1 - self._kv_use())
-        lengths = self.speculator.decide(state)
+        try:
+            lengths = self.speculator.decide(state)
+        except ControllerError:  # the round can be repeated, but the prefill has happened
+            if prefill[0]:
+                self._record(start, None, RoundResult.empty(), 0, 0, prefill)
+            raise
         result = self.speculator.run(requests, lengths, self.stats.num_rounds)
         switches = update_history(requests, result)
         committed = []

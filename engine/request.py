@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 
 from .sampling_params import SamplingParams
+from .stats import DraftCounts
 
 
 class FinishReason(enum.StrEnum):
@@ -30,12 +31,10 @@ class Phase(enum.Enum):
 
 
 @dataclass
-class RequestStats:
+class RequestStats(DraftCounts):
     """Speculation counters of one request; times in seconds since the request was added."""
 
     num_rounds: int = 0
-    num_drafted: int = 0
-    num_accepted: int = 0
     num_catch_up_tokens: int = 0
     """Tokens the drafter's cache had to be prefilled with before it could draft."""
     num_switches: int = 0
@@ -43,16 +42,6 @@ class RequestStats:
     queue_seconds: float = 0.0
     first_token_seconds: float = 0.0
     total_seconds: float = 0.0
-
-    @property
-    def mean_accepted_length(self) -> float:
-        """Accepted drafts per round."""
-        return self.num_accepted / self.num_rounds if self.num_rounds else 0.0
-
-    @property
-    def wasted_draft_ratio(self) -> float:
-        """Share of drafted tokens that verification rejected."""
-        return 1 - self.num_accepted / self.num_drafted if self.num_drafted else 0.0
 
 
 @dataclass

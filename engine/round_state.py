@@ -53,8 +53,7 @@ def update_history(requests: Sequence[Request], result: RoundResult) -> int:
         switched = request.last_length >= 0 and (request.last_length > 0) != (drafted > 0)
         switches += switched
         request.stats.num_rounds += 1
-        request.stats.num_drafted += drafted
-        request.stats.num_accepted += accepted
+        request.stats.count(drafted, accepted)
         request.stats.num_switches += switched
         request.last_length, request.last_accepted = drafted, accepted
         if drafted:

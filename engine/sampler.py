@@ -52,12 +52,16 @@ class RowSampling:
     def noise(
         self, positions: NDArray[np.int64], vocab_size: int, device: torch.device, stream: int, draw: int = 0
     ) -> torch.Tensor | None:
-        """Gumbel noise ``[N, vocab_size]`` for these positions, 0 in greedy rows; None if every row is greedy."""
+        """Gumbel noise ``[*positions.shape, vocab_size]``, 0 in greedy rows; None if every row is greedy.
+
+        ``positions`` is ``[N]``, or ``[N, W]`` for several positions of each row.
+        """
         if self.all_greedy:
             return None
-        noise = gumbel_noise(noise_keys(self.seed, positions, stream, draw), vocab_size, device)
+        seeds = self.seed.reshape(-1, *[1] * (positions.ndim - 1))
+        noise = gumbel_noise(noise_keys(seeds, positions, stream, draw), vocab_size, device)
         if not self.temperature.all():
-            noise *= torch.from_numpy(self.temperature > 0).to(device)[:, None]
+            noise *= torch.from_numpy(self.temperature > 0).to(device).view(-1, *[1] * positions.ndim)
         return noise
 
 

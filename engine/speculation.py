@@ -15,7 +15,7 @@ from .drafter import Draft, DraftContext, Drafter, KeepDrafting
 from .forward_batch import Segment, build_batch
 from .kv_cache import KVCache
 from .models import ModelRunner
-from .noise import TARGET_STREAM, coins, gumbel_noise, noise_keys
+from .noise import TARGET_STREAM, coins
 from .request import Request
 from .sampler import RowSampling, probabilities, temper
 from .token_tree import TokenTree
@@ -52,12 +52,9 @@ class _RoundNoise:
     def __init__(
         self, requests: Sequence[Request], sampling: RowSampling, width: int, vocab_size: int, device: torch.device
     ) -> None:
-        self.table: torch.Tensor | None = None  # [B, width, vocab_size]; entry d is the token d + 1 ahead
-        if not sampling.all_greedy:
-            ahead = np.asarray([len(request.token_ids) for request in requests])[:, None] + np.arange(width)
-            self.table = gumbel_noise(noise_keys(sampling.seed[:, None], ahead, TARGET_STREAM), vocab_size, device)
-            if not sampling.temperature.all():
-                self.table *= torch.from_numpy(sampling.temperature > 0).to(device)[:, None, None]
+        ahead = np.asarray([len(request.token_ids) for request in requests])[:, None] + np.arange(width)
+        # [B, width, vocab_size]; entry d is the token d + 1 ahead
+        self.table = sampling.noise(ahead, vocab_size, device, TARGET_STREAM)
 
     def at(self, rows: NDArray[np.int64], depth: int | NDArray[np.int64]) -> torch.Tensor | None:
         """Noise ``[len(rows), vocab_size]`` of the token ``depth`` ahead (scalar or per row); None if all greedy."""

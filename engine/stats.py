@@ -6,6 +6,32 @@ from collections import deque
 from dataclasses import dataclass, field
 
 
+@dataclass
+class DraftCounts:
+    """What was drafted and what became of it, for one request or all."""
+
+    num_drafts: int = 0
+    """Requests' rounds in which at least one token was drafted."""
+    num_drafted: int = 0
+    num_accepted: int = 0
+
+    def count(self, drafted: int, accepted: int) -> None:
+        """Add one request's round."""
+        self.num_drafts += drafted > 0
+        self.num_drafted += drafted
+        self.num_accepted += accepted
+
+    @property
+    def mean_accepted_length(self) -> float:
+        """Accepted drafts per round of a request that drafted."""
+        return self.num_accepted / self.num_drafts if self.num_drafts else 0.0
+
+    @property
+    def wasted_draft_ratio(self) -> float:
+        """Share of drafted tokens that verification rejected."""
+        return 1 - self.num_accepted / self.num_drafted if self.num_drafted else 0.0
+
+
 @dataclass(frozen=True)
 class RoundRecord:
     """One step of the engine. Tuples are per decoding request, in the same order; times are seconds."""
@@ -39,7 +65,7 @@ class RoundRecord:
 
 
 @dataclass
-class EngineStats:
+class EngineStats(DraftCounts):
     """Totals over the engine's life, and the last rounds one by one."""
 
     window: int = 4096
@@ -51,10 +77,6 @@ class EngineStats:
     num_finished: int = 0
     num_refused: int = 0
     num_committed: int = 0
-    num_drafted: int = 0
-    num_accepted: int = 0
-    num_drafts: int = 0
-    """Requests' rounds in which at least one token was drafted."""
     catch_up_tokens: int = 0
     prefill_tokens: int = 0
     switches: int = 0
@@ -74,25 +96,14 @@ class EngineStats:
         self.rounds.append(record)
         self.num_rounds += 1
         self.num_committed += record.num_committed
-        self.num_drafted += sum(record.num_drafted)
-        self.num_accepted += sum(record.accepted_length)
-        self.num_drafts += sum(drafted > 0 for drafted in record.num_drafted)
+        for drafted, accepted in zip(record.num_drafted, record.accepted_length, strict=True):
+            self.count(drafted, accepted)
         self.catch_up_tokens += record.catch_up_tokens
         self.prefill_tokens += record.prefill_tokens
         self.switches += record.switches
         for name in ("draft", "verify", "catch_up", "prefill", "host"):
             attribute = f"{name}_seconds"
             setattr(self, attribute, getattr(self, attribute) + getattr(record, attribute))
-
-    @property
-    def mean_accepted_length(self) -> float:
-        """Accepted drafts per round of a request that drafted."""
-        return self.num_accepted / self.num_drafts if self.num_drafts else 0.0
-
-    @property
-    def wasted_draft_ratio(self) -> float:
-        """Share of drafted tokens that verification rejected."""
-        return 1 - self.num_accepted / self.num_drafted if self.num_drafted else 0.0
 
     @property
     def total_seconds(self) -> float:

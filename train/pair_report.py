@@ -135,7 +135,8 @@ def model_card(record: dict[str, Any]) -> str:
     ]
     models = [
         f"| {name.replace('_', ' ')} | {record[name]['parameters'] / 1e6:.2f} M "
-        f"| {config[name]['num_hidden_layers']} x {config[name]['hidden_size']} | {record[name]['tokens_seen'] / 1e6:.1f} M | {record[name]['loss']} "
+        f"| {config[name]['num_hidden_layers']} x {config[name]['hidden_size']} "
+        f"| {record[name]['tokens_seen'] / 1e6:.1f} M | {record[name]['loss']} "
         f"{record[name]['validation_loss']:.3f} |"
         for name in ("shallow_target", "target", "pretrained_drafter", "drafter")
         if name in record

@@ -288,5 +288,5 @@ def test_times_of_a_request_are_in_order(make: MakeEngine) -> None:
     for output in (first, second):
         assert 0 <= output.stats.queue_seconds <= output.stats.first_token_seconds <= output.stats.total_seconds
     assert second.stats.queue_seconds >= first.stats.total_seconds * 0.5
-    assert first.stats.mean_accepted_length == first.stats.num_accepted / first.stats.num_rounds
+    assert first.stats.mean_accepted_length == first.stats.num_accepted / first.stats.num_drafts
     assert 0 <= first.stats.wasted_draft_ratio <= 1
