@@ -28,8 +28,9 @@ wheel: $(READY) ## build the wheel, then import it and load its pair from outsid
 	cd $(VENV)/wheel && PYTHONPATH=. $(abspath $(BIN))/python -c "import specpilot.controllers, specpilot.engine as e; \
 	    assert str(e.SHIPPED_PAIR).startswith('$(abspath $(VENV))/wheel'), e.SHIPPED_PAIR; e.load_pair(); print('wheel ok', specpilot.__version__)"
 
-bench: $(READY) ## the engine benchmark behind the README's table
+bench: $(READY) ## the engine benchmark, and the README's figures from it
 	$(BIN)/python benchmarks/engine.py --config configs/benchmark/engine.yaml
+	$(BIN)/python benchmarks/readme.py
 
 pair: $(READY) ## train the shipped pair again
 	$(BIN)/python train/pair.py --config configs/pair/pystdlib.yaml

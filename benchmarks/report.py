@@ -59,17 +59,17 @@ def bars(results: Results) -> list[Bar]:
 def markdown(results: Results, plot: str | None) -> str:
     """The whole report as Markdown. ``plot``: file name of the picture, None where there is none."""
     sections = results["sections"]
-    parts = [_origin(results), "### Aims\n\n" + _bar_table(bars(results))]
+    parts = [origin(results), "### Aims\n\n" + bar_table(bars(results))]
     if "plain" in sections:
         parts.append("### Plain decoding\n\n" + _plain_table(sections["plain"]))
     if "speculation" in sections:
-        parts.append("### Speculation at batch 1\n\n" + _speculation_table(sections["speculation"]))
+        parts.append("### Speculation at batch 1\n\n" + speculation_table(sections["speculation"]))
     for temperature, rows in sections.get("table", {}).items():
         parts.append(
             f"### Decode throughput over batch and K, temperature {temperature}\n\n"
             "Speed relative to K = 0 (median of paired repeats, min … max below it in small print), over the rounds in "
             "which the whole batch decodes; the target's prefill is left out, the drafter's is not.\n\n"
-            + _batch_table(rows)
+            + batch_table(rows)
         )
     if plot is not None and "table" in sections:
         parts.append(f"![Speed relative to K = 0 over K]({plot})")
@@ -78,7 +78,8 @@ def markdown(results: Results, plot: str | None) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _origin(results: Results) -> str:
+def origin(results: Results) -> str:
+    """When, where and on which versions it was measured."""
     versions, threads = results["versions"], results["machine"]["torch_threads"]
     quick = "**Smoke run: the numbers mean nothing.** " if results["quick"] else ""
     return (
@@ -90,7 +91,8 @@ def _origin(results: Results) -> str:
     )
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, all but its first column to the right."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -103,7 +105,8 @@ def _rate(spread: dict[str, Any]) -> str:
     return f"{spread['median']:.0f}"
 
 
-def _bar_table(found: Sequence[Bar]) -> str:
+def bar_table(found: Sequence[Bar]) -> str:
+    """What was aimed at, what was measured, and whether it is met."""
     rows = []
     for bar in found:
         digits = 0 if bar.unit == " MB" else 2 if bar.bound >= 1 else 3
@@ -112,7 +115,7 @@ def _bar_table(found: Sequence[Bar]) -> str:
             value += f" ({bar.low:.{digits}f} … {bar.high:.{digits}f})"
         bound = f"{'≥' if bar.at_least else '≤'} {bar.bound:.{digits}f}{bar.unit}"
         rows.append([bar.name, bound, value, "met" if bar.met else "not met"])
-    return _table(["what", "aimed at", "measured", "verdict"], rows)
+    return table(["what", "aimed at", "measured", "verdict"], rows)
 
 
 def _plain_table(section: dict[str, Any]) -> str:
@@ -130,7 +133,7 @@ def _plain_table(section: dict[str, Any]) -> str:
             ]
         )
     header = ["batch", "engine, tokens/s", "`generate`, tokens/s", "ratio", "drafter loaded / none", "other text"]
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _mismatches(agreement: dict[str, Any]) -> str:
@@ -139,7 +142,8 @@ def _mismatches(agreement: dict[str, Any]) -> str:
     return f"{agreement['mismatching']} of {agreement['requests']}{largest}"
 
 
-def _speculation_table(section: dict[str, Any]) -> str:
+def speculation_table(section: dict[str, Any]) -> str:
+    """One request at a time: every arm against plain decoding."""
     rows = []
     for temperature, entry in section.items():
         for name, arm in entry["arms"].items():
@@ -154,10 +158,11 @@ def _speculation_table(section: dict[str, Any]) -> str:
                     "reference" if agreement is None else _mismatches(agreement),
                 ]
             )
-    return _table(["temperature", "what", "tokens/s", "relative to plain", "other text"], rows)
+    return table(["temperature", "what", "tokens/s", "relative to plain", "other text"], rows)
 
 
-def _batch_table(rows: dict[str, Any]) -> str:
+def batch_table(rows: dict[str, Any]) -> str:
+    """Batch by K: speed relative to K = 0, the best K of each batch in bold."""
     lengths = list(next(iter(rows.values())))
     body = []
     for batch, cells in rows.items():
@@ -173,10 +178,10 @@ def _batch_table(rows: dict[str, Any]) -> str:
     accepted = ["accepted length", ""]
     for length in lengths:
         accepted.append(f"{sum(cells[length]['mean_accepted_length'] for cells in rows.values()) / len(rows):.2f}")
-    table = _table(["batch", "K=0, tokens/s", *(f"K={length}" for length in lengths)], [*body, accepted])
+    cells_table = table(["batch", "K=0, tokens/s", *(f"K={length}" for length in lengths)], [*body, accepted])
     different = sum(cell["mismatching"] for cells in rows.values() for cell in cells.values())
     requests = sum(cells[length]["requests"] for cells in rows.values() for length in lengths if length != "0")
-    return f"{table}\n\nRequests whose text differs from K = 0: {different} of {requests}."
+    return f"{cells_table}\n\nRequests whose text differs from K = 0: {different} of {requests}."
 
 
 def _costs(sections: dict[str, Any]) -> str:

@@ -1,0 +1,89 @@
+"""Write the measured figures into README.md, between its markers, from the committed results alone.
+
+python benchmarks/readme.py            # write
+python benchmarks/readme.py --check    # exit status 1 where the README states something else
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from specpilot.benchmarks.measurement import ROOT
+from specpilot.benchmarks.report import bar_table, bars, batch_table, origin, speculation_table, table
+
+README = ROOT / "README.md"
+ENGINE_RESULTS = ROOT / "benchmarks/results/engine.json"
+PAIR_RECORD = ROOT / "pairs/pystdlib/training.json"
+
+
+def engine_block(results: dict[str, Any]) -> str:
+    """Aims, speculation at batch 1 and the table of batch by K."""
+    sections = results["sections"]
+    return "\n\n".join(
+        [
+            origin(results),
+            bar_table(bars(results)),
+            "One request at a time, against plain decoding of this engine:",
+            speculation_table(sections["speculation"]),
+            "Decode throughput relative to K = 0 over batch and K, temperature 0: where speculation stops paying.",
+            batch_table(sections["table"]["0"]),
+            "![Speed relative to K = 0](benchmarks/results/engine.png)",
+        ]
+    )
+
+
+def pair_block(record: dict[str, Any]) -> str:
+    """Acceptance of the shipped drafter and variety of the target's text, by temperature."""
+    rows = []
+    for temperature, entry in record["report"]["temperatures"].items():
+        greedy, coupled = entry["greedy_drafts"], entry["coupled_drafts"]
+        values = (
+            greedy["mean_accepted_length"],
+            greedy["mean_accepted_length_per_position"],
+            coupled["mean_accepted_length"],
+            entry["distinct_4grams"],
+        )
+        rows.append([temperature, *(f"{value:.2f}" for value in values)])
+    rows.append(["evaluation files", "", "", "", f"{record['corpus_distinct_4grams']:.2f}"])
+    header = ["temperature", "greedy drafts, per round", "from every position", "coupled drafts", "distinct 4-grams"]
+    return table(header, rows)
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "engine benchmark": lambda: engine_block(json.loads(ENGINE_RESULTS.read_text())),
+    "shipped pair": lambda: pair_block(json.loads(PAIR_RECORD.read_text())),
+}
+
+
+def filled(text: str) -> str:
+    """``text`` with every block made anew; ``ValueError`` where a block's markers are missing."""
+    for name, block in BLOCKS.items():
+        begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+        if len(pattern.findall(text)) != 1:
+            raise ValueError(f"the README must hold {begin!r} and {end!r} once each")
+        content = f"{begin}\n{block()}\n{end}"
+        text = pattern.sub(lambda _, content=content: content, text)  # type: ignore[misc]
+    return text
+
+
+def main() -> None:
+    """Write or check."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where the README is out of date")
+    arguments = parser.parse_args()
+    text = README.read_text()
+    new = filled(text)
+    if arguments.check and new != text:
+        sys.exit("error: README.md states other figures than the results; run python benchmarks/readme.py")
+    if not arguments.check:
+        README.write_text(new)
+
+
+if __name__ == "__main__":
+    main()
