@@ -30,6 +30,7 @@ wheel: $(READY) ## build the wheel, then import it and load its pair from outsid
 
 bench: $(READY) ## the engine benchmark, and the README's figures from it
 	$(BIN)/python benchmarks/engine.py --config configs/benchmark/engine.yaml
+	$(BIN)/python benchmarks/compiled_pass.py
 	$(BIN)/python benchmarks/readme.py
 
 pair: $(READY) ## train the shipped pair again

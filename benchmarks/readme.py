@@ -18,6 +18,7 @@ from specpilot.benchmarks.report import bar_table, bars, batch_table, origin, sp
 
 README = ROOT / "README.md"
 ENGINE_RESULTS = ROOT / "benchmarks/results/engine.json"
+COMPILED_RESULTS = ROOT / "benchmarks/results/compiled_pass.json"
 PAIR_RECORD = ROOT / "pairs/pystdlib/training.json"
 
 
@@ -54,8 +55,18 @@ def pair_block(record: dict[str, Any]) -> str:
     return table(header, rows)
 
 
+def compiled_block(results: dict[str, Any]) -> str:
+    """What torch.compile wins per pass and costs to start."""
+    speeds = ", ".join(
+        f"{entry['compiled_relative_to_engine']['median']:.2f}x at {count} token{'s' * (count != '1')}"
+        for count, entry in results["passes"].items()
+    )
+    return f"  {speeds} a pass, after {results['start_up_seconds']:.0f} s of start-up."
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "engine benchmark": lambda: engine_block(json.loads(ENGINE_RESULTS.read_text())),
+    "compiled pass": lambda: compiled_block(json.loads(COMPILED_RESULTS.read_text())),
     "shipped pair": lambda: pair_block(json.loads(PAIR_RECORD.read_text())),
 }
 
