@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections import deque
 from collections.abc import Generator, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
 
 from ..controllers import ConstantController, Controller, RoundOutcome, RoundState
 from .config import EngineConfig
+from .delivery import Delivery
 from .drafter import Drafter
 from .forward_batch import Segment, build_batch
 from .intake import Prompt, read_prompt
@@ -27,7 +26,7 @@ from .sampling_params import RequestError, SamplingParams
 from .scheduler import Scheduler
 from .speculation import ControllerError, RoundResult, Speculator, synchronize
 from .stats import EngineStats, RoundRecord
-from .text import TextStream, commit_tokens, decode
+from .text import commit_tokens
 from .token_tree import TokenTree
 
 
@@ -80,9 +79,7 @@ class Engine:
         drafter_bytes = 0 if self.drafter is None else self.drafter.num_bytes
         self.stats = EngineStats(kv_cache_bytes=self.cache.num_bytes + drafter_bytes)
         self._requests: dict[str, Request] = {}
-        self._results: dict[str, RequestOutput] = {}
-        self._streams: dict[str, TextStream] = {}
-        self._chunks: dict[str, deque[StreamChunk]] = {}
+        self._delivery = Delivery(pair.tokenizer)
         self._eos = pair.eos_token_ids
         self._num_added = 0
 
@@ -139,7 +136,7 @@ class Engine:
         request = Request(request_id, token_ids, len(token_ids), params, seed)
         self._requests[request_id] = request
         if stream:
-            self._streams[request_id] = TextStream(self.pair.tokenizer, params.stop_strings)
+            self._delivery.start_text(request)
         self.scheduler.waiting.append(request)
         return request_id
 
@@ -153,12 +150,12 @@ class Engine:
 
     def take_result(self, request_id: str) -> RequestOutput:
         """Hand over (and forget) the result of a finished request; ``KeyError`` if it has none."""
-        return self._results.pop(request_id)
+        return self._delivery.take_result(request_id)
 
     def _checked(self, prompt: Prompt, params: SamplingParams, request_id: str | None = None) -> list[int]:
         """The prompt's tokens, if the request can be served; a refusal is counted."""
         try:
-            if request_id in self._requests or request_id in self._results:
+            if request_id is not None and (request_id in self._requests or request_id in self._delivery):
                 raise RequestError(f"request id {request_id!r} is already in use")
             params.check(self.config.max_num_speculative_tokens)
             return read_prompt(prompt, self.pair, self.max_model_len, params.max_tokens)
@@ -168,7 +165,7 @@ class Engine:
 
     def _own_id(self) -> str:
         names = (f"request-{number}" for number in itertools.count(self._num_added))
-        return next(name for name in names if name not in self._requests and name not in self._results)
+        return next(name for name in names if name not in self._requests and name not in self._delivery)
 
     def _own_seed(self) -> int:
         return int(np.random.default_rng((self.config.seed, self._num_added)).integers(2**62))
@@ -210,7 +207,7 @@ class Engine:
 
     def _stream(self, prompt: Prompt, params: SamplingParams | None) -> Generator[StreamChunk]:
         request_id = self.add_request(prompt, params, stream=True)
-        chunks = self._chunks[request_id] = deque()
+        chunks = self._delivery.open_reader(request_id)
         try:
             while chunks or request_id in self._requests:
                 while chunks:
@@ -220,8 +217,7 @@ class Engine:
         finally:
             if request_id in self._requests:
                 self._drop(self._requests[request_id])
-            self._results.pop(request_id, None)
-            del self._chunks[request_id]
+            self._delivery.close_reader(request_id)
 
     def step(self) -> list[StreamChunk]:
         """Do one step: drop the cancelled, admit, prefill a chunk, run one round. Returns what each request gained."""
@@ -253,7 +249,7 @@ class Engine:
         for request, tokens in zip(requests, result.new_tokens, strict=True):
             new = commit_tokens(request, tokens, self.pair.tokenizer, self._eos)
             committed.append(len(new))
-            chunks.append(self._chunk(request, new))
+            chunks.append(self._delivery.chunk(request, new))
             if request.finish_reason is not None:
                 self._finish(request)
         record = self._record(start, state, result, sum(committed), switches, prefill)
@@ -277,7 +273,7 @@ class Engine:
 
     def _drop(self, request: Request) -> StreamChunk:
         request.finish_reason = FinishReason.CANCELLED
-        chunk = self._chunk(request, [])
+        chunk = self._delivery.chunk(request, [])
         self._finish(request)
         return chunk
 
@@ -303,20 +299,6 @@ class Engine:
             self.scheduler.num_slots * self.max_model_len
         )
 
-    def _final_text(self, request: Request) -> str:
-        if request.text is None:
-            request.text = decode(self.pair.tokenizer, request.output_token_ids)
-        return request.text
-
-    def _chunk(self, request: Request, tokens: Sequence[int]) -> StreamChunk:
-        text, stream = "", self._streams.get(request.request_id)
-        if stream is not None:
-            text = stream.push(request, None if request.finish_reason is None else self._final_text(request))
-        chunk = StreamChunk(request.request_id, tuple(tokens), text, request.finish_reason)
-        if request.request_id in self._chunks:  # whoever drives the engine, the stream's reader gets its chunks
-            self._chunks[request.request_id].append(chunk)
-        return chunk
-
     def _finish(self, request: Request) -> None:
         """Free everything a request holds and keep its result."""
         assert request.finish_reason is not None
@@ -329,16 +311,8 @@ class Engine:
         request.phase = Phase.FINISHED
         request.stats.total_seconds = time.perf_counter() - request.arrival
         self.stats.num_finished += 1
-        self._results[request.request_id] = RequestOutput(
-            request_id=request.request_id,
-            prompt_token_ids=tuple(request.token_ids[: request.num_prompt_tokens]),
-            token_ids=tuple(request.output_token_ids),
-            text=self._final_text(request),
-            finish_reason=request.finish_reason,
-            stats=replace(request.stats),
-        )
+        self._delivery.keep_result(request)
         del self._requests[request.request_id]
-        self._streams.pop(request.request_id, None)
 
     def _move_slot(self, source: int, destination: int, length: int) -> None:
         self.cache.move_slot(source, destination, length)
@@ -354,8 +328,6 @@ class Engine:
         switches: int,
         prefill: tuple[int, float],
     ) -> RoundRecord:
-        elapsed = time.perf_counter() - start
-        model_seconds = result.draft_seconds + result.verify_seconds + result.catch_up_seconds + prefill[1]
         record = RoundRecord(
             index=self.stats.num_rounds,
             request_ids=() if state is None else state.request_ids,
@@ -373,7 +345,7 @@ class Engine:
             verify_seconds=result.verify_seconds,
             catch_up_seconds=result.catch_up_seconds,
             prefill_seconds=prefill[1],
-            host_seconds=max(0.0, elapsed - model_seconds),
+            host_seconds=max(0.0, time.perf_counter() - start - result.model_seconds - prefill[1]),
         )
         self.stats.add(record)
         return record

@@ -40,6 +40,11 @@ class RoundResult:
     verify_seconds: float
     catch_up_seconds: float
 
+    @property
+    def model_seconds(self) -> float:
+        """Time in the drafter and the target."""
+        return self.draft_seconds + self.verify_seconds + self.catch_up_seconds
+
     @classmethod
     def empty(cls) -> RoundResult:
         """The result of a step in which nothing decoded."""

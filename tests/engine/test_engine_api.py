@@ -49,7 +49,7 @@ def test_leaving_a_stream_early_cancels_and_frees_the_slot(make: MakeEngine) -> 
         for _, _chunk in zip(range(leave), stream, strict=False):
             pass
         stream.close()
-        assert not engine.has_work and not engine.scheduler.running and not engine._results
+        assert not engine.has_work and not engine.scheduler.running and not engine._delivery._results
     assert engine.generate([PROMPT], PARAMS)[0].finish_reason is FinishReason.LENGTH
     assert engine.stats.num_finished == 4
 

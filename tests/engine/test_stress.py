@@ -113,7 +113,7 @@ def test_nothing_is_lost(tiny_pair: Pair, drafter: str, verification: str, num_c
             assert books.streamed[request_id] == output.text
 
     assert not engine.has_work and not engine.scheduler.running and not engine.scheduler.waiting
-    assert not engine._results and not engine._streams
+    assert not engine._delivery._results and not engine._delivery._texts
     if isinstance(engine.drafter, NgramDrafter):
         assert not engine.drafter._index and not engine.drafter._indexed
     else:
