@@ -187,6 +187,7 @@ def model_card(record: dict[str, Any]) -> str:
             f"transformers {record['versions']['transformers']}; wall time of the stages, in a shared machine: "
             + ", ".join(f"{name} {seconds / 60:.0f} min" for name, seconds in record["stage_seconds"].items())
             + ".",
+            *record.get("remarks", []),
             "",
             "Regenerate: `python train/pair.py --config configs/pair/pystdlib.yaml` (all numbers above are in",
             "`training.json`). Weights differ in the last digits between machines.",
