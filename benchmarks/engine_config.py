@@ -97,10 +97,12 @@ class TableSettings:
 class StepSettings:
     """One drafter level against one target pass of one token, at batch 1."""
 
-    context: int = 128
-    """Cached tokens attended to."""
-    passes: int = 100
-    """Passes of each model per repeat."""
+    length: int = 8
+    """Levels drafted per round, in tokens."""
+    requests: int = 4
+    """Prompts per repeat, one after the other."""
+    new_tokens: int = 64
+    """Tokens generated per request."""
     repeats: int = 7
     """Repeats; each gives one median per model."""
 
@@ -160,6 +162,6 @@ class EngineBenchmark:
                 repeats=2,
             ),
             table=replace(self.table, batches=(1, 4), lengths=(0, 2, 4), requests=2, new_tokens=12, repeats=2),
-            step=replace(self.step, context=32, passes=5, repeats=2),
+            step=replace(self.step, requests=1, new_tokens=24, repeats=2),
             memory=replace(self.memory, batch=4, new_tokens=8),
         )

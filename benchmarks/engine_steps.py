@@ -3,42 +3,36 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
-from ..engine import Pair, TokenTree
-from ..engine.forward_batch import Segment, build_batch, build_step
-from ..engine.kv_cache import KVCache
-from ..engine.models import ModelRunner, build_runner
+from ..controllers import ConstantController
+from ..engine import Engine, EngineConfig, Pair, SamplingParams
 from .engine_config import StepSettings
-from .measurement import Prompts, spread
+from .measurement import Prompt, Prompts, spread
 
 
 def measure_step(settings: StepSettings, pair: Pair, prompts: Prompts, tick: Callable[[], object]) -> dict[str, Any]:
-    """(e) Median seconds of both, pass by pass in turn, timed as a round does: build, forward, arg max, to the host."""
+    """(e) Seconds of both as the engine runs them, one request at a time, the same requests in turn.
+
+    ``drafter_seconds``: drafting time over levels drafted, in rounds that draft ``settings.length`` levels, the first
+    with what it takes to start; ``target_seconds``: verification time of rounds that draft nothing. Medians over
+    rounds.
+    """
     if pair.drafter is None:
         raise ValueError("the step measurement needs a drafter model")
-    runners = {"target": build_runner(pair.target), "drafter": build_runner(pair.drafter)}
-    caches = {name: runner.new_cache(1, settings.context + 1) for name, runner in runners.items()}
-    text = [token for prompt in prompts.take(0, 256) for token in prompt.token_ids][: settings.context]
-    if len(text) < settings.context:
-        raise ValueError(f"step.context is {settings.context} tokens, the prompts hold only {len(text)}")
-    for name, runner in runners.items():
-        batch = build_batch([Segment(0, 0, TokenTree.chain(text))], settings.context + 1, runner.device)
-        runner.forward(batch, caches[name], rows=torch.empty(0, dtype=torch.long))
-    medians: dict[str, list[float]] = {name: [] for name in runners}
-    for _ in range(settings.repeats):
-        seconds: dict[str, list[float]] = {name: [] for name in runners}
-        for _ in range(settings.passes):
-            for name, runner in runners.items():
-                seconds[name].append(
-                    _one_token(runner, caches[name], text[-1], settings.context, pair.vocab_size, name == "drafter")
-                )
-        for name, values in seconds.items():
-            medians[name].append(statistics.median(values))
+    lengths = {"target": 0, "drafter": settings.length}
+    engines = {
+        name: Engine(
+            pair, EngineConfig(max_num_seqs=1, max_num_speculative_tokens=settings.length), ConstantController(length)
+        )
+        for name, length in lengths.items()
+    }
+    medians: dict[str, list[float]] = {name: [] for name in engines}
+    for repeat in range(settings.repeats):
+        chosen = prompts.take(repeat, settings.requests)
+        for name, engine in engines.items():
+            medians[name].append(_median_step(engine, chosen, settings.new_tokens, lengths[name]))
         tick()
     return {
         "target_seconds": spread(medians["target"]),
@@ -49,12 +43,12 @@ def measure_step(settings: StepSettings, pair: Pair, prompts: Prompts, tick: Cal
     }
 
 
-def _one_token(runner: ModelRunner, cache: KVCache, token: int, context: int, vocab_size: int, drafts: bool) -> float:
-    """Seconds of one pass, assembled the way the engine assembles it for this model."""
-    start = time.perf_counter()
-    if drafts:
-        batch = build_step([token], [0], [context], cache.slot_length, runner.device)
-    else:
-        batch = build_batch([Segment(0, context, TokenTree.chain([token]))], cache.slot_length, runner.device)
-    runner.forward(batch, cache)[:, :vocab_size].argmax(-1).tolist()
-    return time.perf_counter() - start
+def _median_step(engine: Engine, prompts: list[Prompt], new_tokens: int, length: int) -> float:
+    """Median seconds of a drafter level (``length`` > 0) or of a target pass over the rounds of some requests."""
+    before = engine.stats.num_rounds
+    for prompt in prompts:
+        engine.generate([prompt.token_ids], SamplingParams(max_tokens=new_tokens, ignore_eos=True))
+    rounds = [record for record in engine.stats.rounds if record.index >= before]
+    if length == 0:
+        return statistics.median(record.verify_seconds for record in rounds)
+    return statistics.median(record.draft_seconds / length for record in rounds if record.num_drafted == (length,))

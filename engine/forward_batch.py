@@ -123,6 +123,8 @@ def _assemble(
     device: torch.device,
 ) -> ForwardBatch:
     """The one place where positions, cache indices and masks are made. Without ``trees`` every size is 1."""
+    if len(slots) == 1 and (not trees or trees[0].is_chain):
+        return _single_chain(tokens, int(slots[0]), int(contexts[0]), slot_length, device)
     first_slot, last_slot = int(slots.min()), int(slots.max()) + 1
     rows, max_queries, length = last_slot - first_slot, int(sizes.max()), int((contexts + sizes).max())
     ragged = max_queries > 1
@@ -151,6 +153,29 @@ def _assemble(
         length=length,
         mask=mask,
         query_index=query_index,
+        _folded={},
+    )
+
+
+def _single_chain(
+    tokens: Sequence[int] | torch.Tensor, slot: int, context: int, slot_length: int, device: torch.device
+) -> ForwardBatch:
+    """What `_assemble` makes of one request's chain, in a quarter of the time: at batch 1 every microsecond shows."""
+    count, length = len(tokens), context + len(tokens)
+    positions = torch.arange(context, length, device=device)
+    mask: torch.Tensor | None = None
+    if count > 1:
+        mask = (torch.arange(length, device=device) <= positions[:, None])[None, None]
+    return ForwardBatch(
+        token_ids=tokens if isinstance(tokens, torch.Tensor) else torch.tensor(tokens, device=device),
+        positions=positions,
+        cache_index=positions + slot * slot_length,
+        first_slot=slot,
+        last_slot=slot + 1,
+        max_queries=count,
+        length=length,
+        mask=mask,
+        query_index=None,
         _folded={},
     )
 

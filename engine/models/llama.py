@@ -183,8 +183,8 @@ class LlamaRunner(ModelRunner):
 
     def _rotate(self, heads: torch.Tensor, rotation: torch.Tensor) -> None:
         """Rotate ``heads`` ``[N, h, head_dim]`` in place by ``rotation`` ``[N, 1, head_dim / 2]``."""
-        pairs = heads.view(*heads.shape[:-1], -1, 2)
         if heads.dtype == torch.float32:
-            torch.view_as_complex(pairs).mul_(rotation)
+            heads.view(torch.complex64).mul_(rotation)
         else:  # There is no bf16 complex; transformers rotates in the model's dtype, this is a little more exact.
+            pairs = heads.view(*heads.shape[:-1], -1, 2)
             pairs.copy_(torch.view_as_real(torch.view_as_complex(pairs.float()) * rotation))
