@@ -75,11 +75,11 @@ def filled(text: str) -> str:
     """``text`` with every block made anew; ``ValueError`` where a block's markers are missing."""
     for name, block in BLOCKS.items():
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-        pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+        pattern = re.compile(f"{re.escape(begin)}.*?( *){re.escape(end)}", re.DOTALL)
         if len(pattern.findall(text)) != 1:
             raise ValueError(f"the README must hold {begin!r} and {end!r} once each")
-        content = f"{begin}\n{block()}\n{end}"
-        text = pattern.sub(lambda _, content=content: content, text)  # type: ignore[misc]
+        found = f"{begin}\n{block()}\n"
+        text = pattern.sub(lambda match, found=found, end=end: f"{found}{match[1]}{end}", text)  # type: ignore[misc]
     return text
 
 
