@@ -15,6 +15,7 @@ from typing import Any
 
 from specpilot.benchmarks.measurement import ROOT
 from specpilot.benchmarks.report import bar_table, bars, batch_table, origin, speculation_table, table
+from specpilot.train.pair_report import acceptance_cells
 
 README = ROOT / "README.md"
 ENGINE_RESULTS = ROOT / "benchmarks/results/engine.json"
@@ -40,16 +41,7 @@ def engine_block(results: dict[str, Any]) -> str:
 
 def pair_block(record: dict[str, Any]) -> str:
     """Acceptance of the shipped drafter and variety of the target's text, by temperature."""
-    rows = []
-    for temperature, entry in record["report"]["temperatures"].items():
-        greedy, coupled = entry["greedy_drafts"], entry["coupled_drafts"]
-        values = (
-            greedy["mean_accepted_length"],
-            greedy["mean_accepted_length_per_position"],
-            coupled["mean_accepted_length"],
-            entry["distinct_4grams"],
-        )
-        rows.append([temperature, *(f"{value:.2f}" for value in values)])
+    rows = acceptance_cells(record["report"])
     rows.append(["evaluation files", "", "", "", f"{record['corpus_distinct_4grams']:.2f}"])
     header = ["temperature", "greedy drafts, per round", "from every position", "coupled drafts", "distinct 4-grams"]
     return table(header, rows)

@@ -202,8 +202,7 @@ class Engine:
         The request is queued when the first chunk is asked for; leaving the iterator early cancels it. Raises
         `RequestError` at once if the prompt or a parameter is invalid.
         """
-        self._checked(prompt, params or SamplingParams())
-        return self._stream(prompt, params)
+        return self._stream(self._checked(prompt, params or SamplingParams()), params)
 
     def _stream(self, prompt: Prompt, params: SamplingParams | None) -> Generator[StreamChunk]:
         request_id = self.add_request(prompt, params, stream=True)

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,15 @@ from specpilot.train.distillation import (
     write_with_target,
 )
 from specpilot.train.growth import copy_agreeing, grow
-from specpilot.train.language_model import ModelSettings, move_model, next_token_loss, train_model, windows
+from specpilot.train.language_model import (
+    Batches,
+    Loss,
+    ModelSettings,
+    move_model,
+    next_token_loss,
+    train_model,
+    windows,
+)
 from specpilot.train.pair_report import distinct_share, evaluation_prompts, measure, model_card
 from specpilot.train.run_record import run_record, write_json
 
@@ -129,18 +138,24 @@ class PairTraining:
     def next_token_training(self, model: LlamaForCausalLM, settings: ModelSettings, name: str) -> dict[str, Any]:
         """Train ``model`` on the train split; the checkpoint lies in ``workdir/name``. Returns the summary."""
         stream, seed = self.streams["train"], self.config.seed
+        batches = partial(windows, stream, settings.sequence_length, settings.batch_size, seed)
+        return self._train(model, settings, name, batches, next_token_loss, "cross-entropy")
+
+    def _train(
+        self,
+        model: LlamaForCausalLM,
+        settings: ModelSettings,
+        name: str,
+        batches: Batches,
+        loss: Loss,
+        loss_name: str,
+    ) -> dict[str, Any]:
+        """Run one stage of training in ``workdir/name`` and summarise it."""
+        validation = self.held_out(settings)
         with self.stage(name):
-            log = train_model(
-                model,
-                settings,
-                lambda step: windows(stream, settings.sequence_length, settings.batch_size, seed, step),
-                self.held_out(settings),
-                next_token_loss,
-                self.work / name,
-                self.device,
-                self.compile,
-            )
-        return self._summary(model, settings, log, "cross-entropy")
+            workdir = self.work / name
+            log = train_model(model, settings, batches, validation, loss, workdir, self.device, self.compile)
+        return self._summary(model, settings, log, loss_name)
 
     def train_target(self) -> LlamaForCausalLM:
         """Next-token prediction on the train split, from a shallower target where the configuration names one."""
@@ -181,7 +196,7 @@ class PairTraining:
         half = settings.batch_size // 2
         stream = self.streams["train"]
         batches = mixed_batches(
-            lambda step: windows(stream, settings.sequence_length, settings.batch_size - half, seed, step),
+            partial(windows, stream, settings.sequence_length, settings.batch_size - half, seed),
             generated,
             half,
             seed,
@@ -189,18 +204,8 @@ class PairTraining:
         if self.device == "cpu":
             target.set_attn_implementation("specpilot_training")
         teacher = torch.compile(target) if self.compile else target
-        with self.stage("drafter"):
-            log = train_model(
-                model,
-                settings,
-                batches,
-                self.held_out(settings),
-                distillation_loss(teacher),
-                self.work / "drafter",
-                self.device,
-                self.compile,
-            )
-        self.facts["drafter"] = self._summary(model, settings, log, "KL to the target")
+        loss = distillation_loss(teacher)
+        self.facts["drafter"] = self._train(model, settings, "drafter", batches, loss, "KL to the target")
         return model
 
     def _summary(

@@ -115,17 +115,25 @@ def _share_ended(outputs: Sequence[RequestOutput]) -> float:
     return float(np.mean([output.finish_reason == "stop" for output in outputs]))
 
 
-def model_card(record: dict[str, Any]) -> str:
-    """The pair's model card in Markdown, every number from ``record``."""
-    config, corpus, report = record["config"], record["corpus"], record["report"]
+def acceptance_cells(report: dict[str, Any]) -> list[list[str]]:
+    """Per temperature: greedy drafts per round and from every position, coupled drafts, distinct 4-grams."""
     rows = []
     for temperature, entry in report["temperatures"].items():
         greedy, coupled = entry["greedy_drafts"], entry["coupled_drafts"]
-        rows.append(
-            f"| {temperature} | {greedy['mean_accepted_length']:.2f} | "
-            f"{greedy['mean_accepted_length_per_position']:.2f} | {coupled['mean_accepted_length']:.2f} "
-            f"| {entry['distinct_4grams']:.2f} |"
+        values = (
+            greedy["mean_accepted_length"],
+            greedy["mean_accepted_length_per_position"],
+            coupled["mean_accepted_length"],
+            entry["distinct_4grams"],
         )
+        rows.append([temperature, *(f"{value:.2f}" for value in values)])
+    return rows
+
+
+def model_card(record: dict[str, Any]) -> str:
+    """The pair's model card in Markdown, every number from ``record``."""
+    config, corpus, report = record["config"], record["corpus"], record["report"]
+    rows = [f"| {' | '.join(cells)} |" for cells in acceptance_cells(report)]
     depth_rows = [
         f"| {temperature} | {name.split('_')[0]} | "
         + " | ".join(f"{value:.2f}" for value in entry[name]["accepted_given_previous"])

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from specpilot.engine.profiler import cpu_name
+
 PACKAGES = ("specpilot", "torch", "transformers", "tokenizers", "numpy", "safetensors")
 
 
@@ -32,16 +34,7 @@ def run_record(config: Any, **extra: Any) -> dict[str, Any]:
 def hardware() -> str:
     """Processor, cores and accelerator in words."""
     accelerator = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{cpu_model()}, {os.cpu_count()} cores{accelerator}"
-
-
-def cpu_model() -> str:
-    """The processor's name as the system gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    return f"{cpu_name()}, {os.cpu_count()} cores{accelerator}"
 
 
 def git_revision() -> str:
