@@ -6,6 +6,7 @@ Everything per request is an array over the requests that decode in this round, 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,9 @@ from numpy.typing import NDArray
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
+
+LEVEL_FEATURES = ("top1_probability", "entropy", "margin", "agreement")
+"""What a `DraftLevel` tells about each drafted token, in the order of a recording's confidence."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,8 @@ class RoundState:
     last_accepted_length: IntArray
     """Of these, tokens accepted; -1 before its first round."""
     acceptance_rate: FloatArray
-    """Exponential average (weight 0.2) of accepted/drafted over the request's rounds that drafted; NaN before."""
+    """Exponential average (weight 0.2) of accepted/verified over the request's rounds that verified a draft; NaN
+    before."""
     temperature: FloatArray
     running: int
     """Requests that hold a slot, those in prefill included."""
@@ -42,6 +47,8 @@ class RoundState:
     """Requests in the queue."""
     kv_free: float
     """Share of the cache's tokens that is free, 0 … 1."""
+    arrival_rates: tuple[float, float] = (0.0, 0.0)
+    """Requests per second that arrived, exponentially weighted over the last second and the last ten."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,12 @@ class Decision:
 
 @dataclass(frozen=True)
 class DraftLevel:
-    """What is known after a draft level, for the requests that could go on. ``A`` of the ``B`` requests; ``[A]``."""
+    """What is known after a draft level. ``A`` of the ``B`` requests; arrays are ``[A]``.
+
+    The requests are those that drafted at this level and may go on; where the controller trims (`Controller.trims`)
+    and verification is ``coupled`` also those that have reached their length, whose answer then does not matter. A
+    feature that is not among `Controller.level_features` may be NaN.
+    """
 
     depth: int
     """Tokens drafted so far, 1 or more."""
@@ -66,6 +78,10 @@ class DraftLevel:
     """Entropy of the drafter's distribution in nats."""
     margin: FloatArray
     """Difference of the two best perturbed logits: how nearly the draft would have been another token."""
+    agreement: FloatArray
+    """1 where the drafted token is the one that followed the last earlier occurrence of the 4, 3 or 2 tokens before it
+    (the longest that occurred); -1 where it is another; 0 where they did not occur before. The tokens before it may be
+    drafts; the occurrence and the token that followed it are looked for in the committed text alone."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +89,8 @@ class RoundOutcome:
     """What a round gained and cost. Arrays are ``[B]``; times are seconds."""
 
     num_drafted: IntArray
+    num_verified: IntArray
+    """Drafted tokens that were sent to verification: all, unless the controller trimmed."""
     accepted_length: IntArray
     num_committed: IntArray
     """Tokens gained; accepted + 1 unless the request ended inside them."""
@@ -87,15 +105,27 @@ class Controller(ABC):
 
     asks_every_level: bool = False
     """True: `keep_drafting` is called after every draft level (the engine then computes the level's confidences)."""
+    level_features: Collection[str] = LEVEL_FEATURES
+    """Those of `LEVEL_FEATURES` that `keep_drafting` reads: what is not asked for need not be computed."""
+    trims: bool = False
+    """True: `verify_lengths` is called between drafting and verification."""
 
     @abstractmethod
     def decide(self, state: RoundState) -> Decision:
         """Choose lengths. The engine cuts each to the request's own maximum; a negative length is an error."""
 
     def keep_drafting(self, level: DraftLevel) -> BoolArray:
-        """``[A]`` bool: which requests draft one token more. Every token drafted so far is verified in any case:
-        dropping one after having seen it would change the output distribution in ``rejection`` mode."""
+        """``[A]`` bool: which requests draft one token more."""
         return np.ones(len(level.requests), dtype=np.bool_)
+
+    def verify_lengths(self, num_drafted: IntArray) -> IntArray:
+        """``[B]`` how many of each request's ``num_drafted`` tokens to verify, 0 … ``num_drafted``.
+
+        Asked only in ``coupled`` mode, where the text does not depend on what is verified, and only in rounds that
+        drafted. In ``rejection`` mode every drafted token is verified: dropping one after having seen it would change
+        the output distribution.
+        """
+        return num_drafted
 
     def observe(self, outcome: RoundOutcome) -> None:  # noqa: B027 - optional hook
         """Learn what the last decision led to."""

@@ -27,12 +27,13 @@ from .pass_costs import (
     ProfiledEngine,
     check_axis,
 )
+from .round_overhead import NO_OVERHEAD, RoundOverhead, RoundWork
 
 SCHEMA_VERSION = 1
 
 
 class RoundCost(NamedTuple):
-    """Predicted seconds of a round's parts."""
+    """Predicted seconds of a round's model passes."""
 
     draft: float
     verify: float
@@ -49,6 +50,8 @@ class CostSurface:
     """What the seconds depend on: hardware, dtype, versions, model shapes, …"""
     date: str
     """When it was measured, ISO 8601 in UTC."""
+    overhead: RoundOverhead = NO_OVERHEAD
+    """What live rounds cost beyond their passes; nothing until it is fitted. Not part of the fingerprint."""
 
     def __post_init__(self) -> None:
         if missing := [name for name in REQUIRED_FIELDS if name not in self.fields]:
@@ -110,24 +113,59 @@ class CostSurface:
         found = self.costs[kind].seconds(batch, tokens, context)
         return found if found.ndim else float(found)
 
-    def round_seconds(self, lengths: ArrayLike, contexts: ArrayLike, lags: ArrayLike) -> float:
-        """Predicted seconds of a round: the sum of `round_cost`, which see."""
-        return sum(self.round_cost(lengths, contexts, lags))
+    def round_seconds(
+        self,
+        lengths: ArrayLike,
+        contexts: ArrayLike,
+        lags: ArrayLike,
+        *,
+        verified: ArrayLike | None = None,
+        temperatures: ArrayLike = 0.0,
+        asks_every_level: bool = False,
+    ) -> float:
+        """Predicted seconds of a round: the sum of `round_cost`, which see, plus `overhead`.
 
-    def round_cost(self, lengths: ArrayLike, contexts: ArrayLike, lags: ArrayLike) -> RoundCost:
-        """Seconds of a round in which request i drafts ``lengths[i]`` tokens.
+        ``temperatures`` (``[B]`` or one for all) says who needs noise. ``asks_every_level``: the controller is asked
+        about every drafted token but each request's last.
+        """
+        length = np.asarray(lengths, dtype=np.int64)
+        if not length.size:
+            return 0.0
+        levels, sampled = int(length.max()), np.broadcast_to(np.asarray(temperatures) > 0, length.shape)
+        work = RoundWork(
+            requests=length.size,
+            levels=levels,
+            drafted=int(length.sum()),
+            verified=int(length.sum() if verified is None else np.sum(verified)),
+            asked_levels=max(0, levels - 1) if asks_every_level else 0,
+            asked=int(np.maximum(length - 1, 0).sum()) if asks_every_level else 0,
+            noise_rows=int(sampled.sum()) * (levels + 1),
+        )
+        return sum(self.round_cost(lengths, contexts, lags, verified)) + float(self.overhead.seconds(work))
 
-        ``contexts`` and ``lags`` are `RoundState.context_length` and `RoundState.lag`; all are ``[B]``. Approximations:
-        cells were measured with requests that are all alike, so a ragged pass is priced as one with the mean tokens
-        per request and the longest context (attention is padded to that, the rest of a model is not); drafters that
-        lag by more than one token catch up in one pass, which the engine may split; the host's work is left out.
+    def round_cost(
+        self, lengths: ArrayLike, contexts: ArrayLike, lags: ArrayLike, verified: ArrayLike | None = None
+    ) -> RoundCost:
+        """Seconds of the passes of a round in which request i drafts ``lengths[i]`` tokens, times `overhead`'s factors.
+
+        ``contexts`` and ``lags`` are `RoundState.context_length` and `RoundState.lag`; all are ``[B]``; ``verified``
+        where fewer tokens than were drafted are verified. Approximations: cells were measured with requests that are
+        all alike, so a ragged pass is priced as one with the mean tokens per request and the longest context
+        (attention is padded to that, the rest of a model is not); drafters that lag by more than one token catch up in
+        one pass, which the engine may split; noise, confidences and the host's work are left out (see `overhead`).
         Without ``draft`` costs (a drafter that is no model) drafts are free.
         """
+        cost = self._pass_seconds(lengths, contexts, lags, lengths if verified is None else verified)
+        return RoundCost(*(self.overhead.factor(kind) * seconds for kind, seconds in cost._asdict().items()))
+
+    def _pass_seconds(self, lengths: ArrayLike, contexts: ArrayLike, lags: ArrayLike, verified: ArrayLike) -> RoundCost:
         length, context, lag = (np.asarray(value, dtype=np.float64) for value in (lengths, contexts, lags))
         if not length.size:
             return RoundCost(0.0, 0.0, 0.0)
         cached = context - 1  # The last committed token is fed in this round.
-        verify = self.seconds("verify", float(length.size), float(length.mean()) + 1, float(cached.max()))
+        verify = self.seconds(
+            "verify", float(length.size), float(np.mean(np.asarray(verified))) + 1, float(cached.max())
+        )
         chosen = length > 0
         if "draft" not in self.costs or not chosen.any():
             return RoundCost(0.0, verify, 0.0)
@@ -151,12 +189,14 @@ class CostSurface:
 
     def _document(self) -> dict[str, Any]:
         names = ("batches", "tokens", "contexts")
+        overhead = {} if self.overhead == NO_OVERHEAD else {"overhead": self.overhead.document()}
         return {
             "format": "specpilot cost surface",
             "schema_version": SCHEMA_VERSION,
             "date": self.date,
             "fingerprint": self.fingerprint,
             "fields": dict(self.fields),
+            **overhead,
             "kinds": {
                 kind: {
                     **{name: list(axis) for name, axis in zip(names, costs.axes, strict=True)},
@@ -207,9 +247,9 @@ class CostSurface:
             raise ValueError(f"'fields' lacks {missing[0]!r}")
         if not isinstance(kinds, dict) or set(kinds) not in ({"verify", "prefill"}, set(KINDS)):
             raise ValueError(f"'kinds' must be {sorted(KINDS)} or ['prefill', 'verify']")
-        surface = cls(
-            {kind: _parse_costs(f"kinds.{kind}", own) for kind, own in kinds.items()}, fields, cast(str, date)
-        )
+        overhead = RoundOverhead.parse(document["overhead"]) if "overhead" in document else NO_OVERHEAD
+        costs = {kind: _parse_costs(f"kinds.{kind}", own) for kind, own in kinds.items()}
+        surface = cls(costs, fields, cast(str, date), overhead)
         if document.get("fingerprint") != surface.fingerprint:
             raise ValueError(f"'fingerprint' must be {surface.fingerprint!r}, got {document.get('fingerprint')!r}")
         return surface

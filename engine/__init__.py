@@ -1,6 +1,7 @@
 """The embedded inference engine: serves a target model with a drafter, losslessly, at any speculation length."""
 
 from .config import EngineConfig
+from .controller_answers import ControllerError
 from .drafter import Draft, DraftContext, Drafter
 from .engine import Engine
 from .metrics import EngineCollector, prometheus_text
@@ -8,7 +9,6 @@ from .pair import SHIPPED_PAIR, Pair, PairError, load_pair
 from .request import FinishReason, RequestOutput, RequestStats, StreamChunk
 from .sampling_params import RequestError, SamplingParams
 from .serving import ServingConfig, load_engine
-from .speculation import ControllerError
 from .stats import EngineStats, RoundRecord
 from .token_tree import TokenTree
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..controllers import DraftLevel
+from ..controllers import LEVEL_FEATURES, DraftLevel
 from .request import Request
 from .sampler import RowSampling
 from .token_tree import TokenTree
@@ -31,6 +31,15 @@ class DraftContext:
     context; None in ``rejection`` mode."""
     keep_drafting: KeepDrafting | None
     """Asked after every level; None: every request drafts its full length."""
+    level_features: Collection[str] = LEVEL_FEATURES
+    """What ``keep_drafting`` reads of a `DraftLevel`."""
+    asks_last_level: bool = False
+    """Ask also about the requests that have reached their length, whose answer then does not matter."""
+
+    @property
+    def draws(self) -> bool:
+        """True if drafts are drawn from the drafter's own distribution, which verification then has to know."""
+        return self.shared_noise is None and not self.sampling.all_greedy
 
 
 @dataclass(frozen=True)
@@ -38,13 +47,19 @@ class Draft:
     """One request's proposal."""
 
     tree: TokenTree
-    """Root (last committed token) and drafted nodes."""
+    """Root (last committed token) and drafted nodes, level by level."""
     main_chain: tuple[int, ...] = ()
     """Nodes whose prefix the drafter's own cache follows."""
     probabilities: Mapping[int, NDArray[np.float64]] = field(default_factory=dict)
     """``rejection`` mode: node -> distribution its children were drawn from, without replacement."""
     depth: int = 0
     """Levels drafted; the speculation length that was used."""
+
+    def trimmed(self, depth: int) -> Draft:
+        """The draft without its levels beyond ``depth``, for ``coupled`` verification; nodes keep their numbers."""
+        if depth >= self.depth:
+            return self
+        return replace(self, tree=self.tree.cut(depth), main_chain=self.main_chain[:depth], depth=depth)
 
 
 class Drafter(ABC):
@@ -68,7 +83,7 @@ class Drafter(ABC):
 
     @abstractmethod
     def commit(self, request: Request, draft: Draft, path: tuple[int, ...]) -> None:
-        """Learn which nodes of ``draft`` were accepted (before the engine appends the tokens)."""
+        """Learn which nodes of ``draft``, as it was proposed, were accepted (before the engine appends the tokens)."""
 
     @abstractmethod
     def start(self, request: Request) -> None:

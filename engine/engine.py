@@ -10,7 +10,9 @@ import numpy as np
 import torch
 
 from ..controllers import ConstantController, Controller, RoundOutcome, RoundState
+from ..controllers.arrivals import ArrivalMeter
 from .config import EngineConfig
+from .controller_answers import ask_lengths
 from .delivery import Delivery
 from .drafter import Drafter
 from .forward_batch import Segment, build_batch
@@ -24,7 +26,7 @@ from .request import FinishReason, Phase, Request, RequestOutput, RequestStats, 
 from .round_state import round_state, update_history
 from .sampling_params import RequestError, SamplingParams
 from .scheduler import Scheduler
-from .speculation import ControllerError, RoundResult, Speculator, synchronize
+from .speculation import CatchUp, RoundResult, Speculator, synchronize
 from .stats import EngineStats, RoundRecord
 from .text import commit_tokens
 from .token_tree import TokenTree
@@ -82,6 +84,7 @@ class Engine:
         self._delivery = Delivery(pair.tokenizer)
         self._eos = pair.eos_token_ids
         self._num_added = 0
+        self._arrivals = ArrivalMeter()
 
     def _model_len(self, limits: list[int]) -> int:
         wanted = self.config.max_model_len
@@ -135,6 +138,7 @@ class Engine:
         self.stats.num_requests += 1
         request = Request(request_id, token_ids, len(token_ids), params, seed)
         self._requests[request_id] = request
+        self._arrivals.add(request.arrival)
         if stream:
             self._delivery.start_text(request)
         self.scheduler.waiting.append(request)
@@ -235,37 +239,47 @@ class Engine:
         if not requests:
             self._record(start, None, RoundResult.empty(), 0, 0, prefill)
             return chunks
-        state = round_state(requests, self.scheduler, self.drafter, self.config, 1 - self._kv_use())
+        return chunks + self._round(requests, start, prefill)
+
+    # ------------------------------------------------------------------ parts of a step
+
+    def _round(self, requests: list[Request], start: float, prefill: tuple[int, float]) -> list[StreamChunk]:
+        """Ask the controller, run the round, commit what it found and tell the controller."""
+        rates = self._arrivals.rates(time.perf_counter())
+        state = round_state(requests, self.scheduler, self.drafter, self.config, 1 - self._kv_use(), rates)
+        catch_up = CatchUp()
         try:
-            lengths = self.speculator.decide(state)
-        except ControllerError:  # the round can be repeated, but the prefill has happened
-            if prefill[0]:
-                self._record(start, None, RoundResult.empty(), 0, 0, prefill)
+            lengths = ask_lengths(self.controller, state)
+            catch_up = self.speculator.catch_up(requests, lengths)
+            result = self.speculator.run(requests, lengths, self.stats.num_rounds, catch_up)
+        except Exception:  # the round can be repeated, but prefill and catch-up have happened
+            if prefill[0] or catch_up.tokens:
+                self._record(start, None, RoundResult.empty(catch_up), 0, 0, prefill)
             raise
-        result = self.speculator.run(requests, lengths, self.stats.num_rounds)
         switches = update_history(requests, result)
-        committed = []
-        for request, tokens in zip(requests, result.new_tokens, strict=True):
-            new = commit_tokens(request, tokens, self.pair.tokenizer, self._eos)
-            committed.append(len(new))
-            chunks.append(self._delivery.chunk(request, new))
-            if request.finish_reason is not None:
-                self._finish(request)
+        chunks = [self._commit(request, tokens) for request, tokens in zip(requests, result.new_tokens, strict=True)]
+        committed = [len(chunk.token_ids) for chunk in chunks]
         record = self._record(start, state, result, sum(committed), switches, prefill)
         self.controller.observe(
             RoundOutcome(
                 num_drafted=np.asarray(result.num_drafted),
+                num_verified=np.asarray(result.num_verified),
                 accepted_length=np.asarray(result.accepted_length),
                 num_committed=np.asarray(committed),
                 draft_seconds=result.draft_seconds,
                 verify_seconds=result.verify_seconds,
-                catch_up_seconds=result.catch_up_seconds,
+                catch_up_seconds=result.catch_up.seconds,
                 host_seconds=record.host_seconds,
             )
         )
         return chunks
 
-    # ------------------------------------------------------------------ parts of a step
+    def _commit(self, request: Request, tokens: list[int]) -> StreamChunk:
+        new = commit_tokens(request, tokens, self.pair.tokenizer, self._eos)
+        chunk = self._delivery.chunk(request, new)
+        if request.finish_reason is not None:
+            self._finish(request)
+        return chunk
 
     def _drop_cancelled(self) -> list[StreamChunk]:
         return [self._drop(request) for request in list(self._requests.values()) if request.cancelled]
@@ -331,10 +345,11 @@ class Engine:
             index=self.stats.num_rounds,
             request_ids=() if state is None else state.request_ids,
             num_drafted=tuple(result.num_drafted),
+            num_verified=tuple(result.num_verified),
             accepted_length=tuple(result.accepted_length),
             lag=() if state is None else tuple(state.lag.tolist()),
             num_committed=num_committed,
-            catch_up_tokens=result.catch_up_tokens,
+            catch_up_tokens=result.catch_up.tokens,
             prefill_tokens=prefill[0],
             running=len(self.scheduler.running),
             waiting=len(self.scheduler.waiting),
@@ -342,7 +357,7 @@ class Engine:
             switches=switches,
             draft_seconds=result.draft_seconds,
             verify_seconds=result.verify_seconds,
-            catch_up_seconds=result.catch_up_seconds,
+            catch_up_seconds=result.catch_up.seconds,
             prefill_seconds=prefill[1],
             host_seconds=max(0.0, time.perf_counter() - start - result.model_seconds - prefill[1]),
         )

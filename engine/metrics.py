@@ -25,6 +25,7 @@ COUNTERS = {
     "refused_requests": ("num_refused", "Requests refused as invalid."),
     "committed_tokens": ("num_committed", "Tokens generated."),
     "drafted_tokens": ("num_drafted", "Tokens proposed by the drafter."),
+    "verified_tokens": ("num_verified", "Drafted tokens that were sent to verification."),
     "accepted_tokens": ("num_accepted", "Drafted tokens that verification kept."),
     "drafts": ("num_drafts", "Rounds of a request in which something was drafted."),
     "catch_up_tokens": ("catch_up_tokens", "Tokens the drafter was prefilled with to catch up."),
@@ -54,7 +55,7 @@ class EngineCollector(Collector):
             "waiting_requests": ("Requests in the queue.", last.waiting if last else 0),
             "kv_use_ratio": ("Share of the KV cache's tokens in use.", last.kv_use if last else 0.0),
             "kv_cache_bytes": ("Memory of both KV caches.", self.stats.kv_cache_bytes),
-            "wasted_draft_ratio": ("Share of drafted tokens that were rejected.", self.stats.wasted_draft_ratio),
+            "wasted_draft_ratio": ("Share of drafted tokens that were not accepted.", self.stats.wasted_draft_ratio),
             "mean_accepted_length": ("Accepted drafts per draft.", self.stats.mean_accepted_length),
         }
         for name, (text, value) in gauges.items():

@@ -3,42 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..controllers import DraftLevel
+from .draft_growth import ChosenTokens, GrowingDraft
 from .drafter import Draft, DraftContext, Drafter
-from .forward_batch import Segment, build_batch, build_step
+from .forward_batch import ForwardBatch, Segment, build_batch, build_step
+from .level_features import draft_level
 from .models import ModelRunner
+from .ngram_index import TextAgreement
 from .noise import DRAFT_STREAM
 from .request import Request
 from .sampler import RowSampling, temper
 from .token_tree import TokenTree
-
-
-@dataclass
-class _Growing:
-    """A draft under construction: a chain of first candidates with the other candidates as leaves beside it."""
-
-    tokens: list[int]
-    parents: list[int] = field(default_factory=lambda: [-1])
-    main_chain: list[int] = field(default_factory=list)
-    probabilities: dict[int, NDArray[np.float64]] = field(default_factory=dict)
-
-    def add_level(self, candidates: list[int], probability: NDArray[np.float64] | None) -> None:
-        parent = self.main_chain[-1] if self.main_chain else 0
-        self.main_chain.append(len(self.tokens))
-        self.tokens.extend(candidates)
-        self.parents.extend([parent] * len(candidates))
-        if probability is not None:
-            self.probabilities[parent] = probability
-
-    def finish(self) -> Draft:
-        tree = TokenTree(self.tokens, self.parents)
-        return Draft(tree, tuple(self.main_chain), self.probabilities, len(self.main_chain))
 
 
 class ModelDrafter(Drafter):
@@ -66,14 +45,17 @@ class ModelDrafter(Drafter):
         self.catch_up_chunk = catch_up_chunk
         self.num_bytes = self.cache.num_bytes
         self._seen = [0] * num_slots  # committed tokens in the drafter's cache, per slot
+        self._agreement = TextAgreement()
 
     def start(self, request: Request) -> None:
         """See `Drafter.start`. The prompt itself is lag: nothing is computed until the first draft."""
         self._seen[request.slot] = 0
+        self._agreement.forget(request)
 
     def forget(self, request: Request) -> None:
         """See `Drafter.forget`."""
         self._seen[request.slot] = 0
+        self._agreement.forget(request)
 
     def move_slot(self, source: int, destination: int) -> None:
         """See `Drafter.move_slot`."""
@@ -103,62 +85,51 @@ class ModelDrafter(Drafter):
         return total
 
     def propose(self, requests: Sequence[Request], lengths: NDArray[np.int64], context: DraftContext) -> list[Draft]:
-        """See `Drafter.propose`."""
-        drawn = context.shared_noise is None and not context.sampling.all_greedy
-        if self.num_candidates == 1 and context.keep_drafting is None and not drawn:
-            return self._propose_chains(requests, lengths, context)
-        drafts = [_Growing([request.token_ids[-1]]) for request in requests]
-        active = np.arange(len(requests))
+        """See `Drafter.propose`. Tokens stay on the device until the last level, unless the controller asks."""
+        drafts = [GrowingDraft([request.token_ids[-1]]) for request in requests]
+        active, pending, step = np.arange(len(requests)), list[ChosenTokens](), None
         logits = self._first_level(requests)
         for depth in range(1, int(lengths.max()) + 1):
-            sampling = context.sampling.take(active)
+            everyone = len(active) == len(requests) or context.sampling.all_greedy
+            sampling = context.sampling if everyone else context.sampling.take(active)
             tempered = temper(logits[:, : self.vocab_size], sampling)
             scores = self._perturbed(tempered, requests, active, depth, context, sampling)
-            candidates = self._candidates(scores)
-            sampled = context.shared_noise is None and not sampling.all_greedy
-            probability = tempered.double().softmax(-1).cpu().numpy() if sampled else None
-            for row, index in enumerate(active):
-                drawn = probability is not None and sampling.temperature[row] > 0
-                drafts[index].add_level(candidates[row], probability[row] if drawn else None)  # type: ignore[index]
+            probability = tempered.double().softmax(-1).cpu().numpy() if context.draws else None
+            chosen = ChosenTokens.choose(active, scores, self.num_candidates, probability, sampling.temperature > 0)
+            pending.append(chosen)
             going = lengths[active] > depth
-            if going.any() and context.keep_drafting is not None:
-                rows = np.flatnonzero(going)
-                level = _confidence(depth, active[rows], tempered, scores, rows)
-                going[rows] = context.keep_drafting(level)
-            active = active[going]
-            if not active.size:
-                break
-            logits = self._next_level(requests, drafts, active, depth)
-        return [draft.finish() for draft in drafts]
-
-    def _propose_chains(
-        self, requests: Sequence[Request], lengths: NDArray[np.int64], context: DraftContext
-    ) -> list[Draft]:
-        """The usual case, without questions or probabilities: tokens stay on the device until the last level."""
-        active, levels = np.arange(len(requests)), []
-        logits, step = self._first_level(requests), None
-        for depth in range(1, int(lengths.max()) + 1):
-            sampling = context.sampling if context.sampling.all_greedy else context.sampling.take(active)
-            tempered = temper(logits[:, : self.vocab_size], sampling)
-            tokens = self._perturbed(tempered, requests, active, depth, context, sampling).argmax(-1)
-            levels.append((active, tokens))
-            going = lengths[active] > depth
+            if context.keep_drafting is not None and (context.asks_last_level or going.any()):
+                _add_levels(pending, drafts)
+                asked = np.arange(len(active)) if context.asks_last_level else np.flatnonzero(going)
+                going[asked] &= self._ask(context, depth, requests, drafts, active, asked, tempered, scores)
             if not going.any():
                 break
-            if step is None or not going.all():
-                active, tokens = active[going], tokens[torch.from_numpy(going)]
-                chosen = [requests[index] for index in active.tolist()]
-                contexts = [len(request.token_ids) + depth - 1 for request in chosen]
-                slots = [request.slot for request in chosen]
-                step = build_step(tokens, slots, contexts, self.cache.slot_length, self.runner.device)
-            else:
-                step = step.advance(tokens)
+            step = self._next_step(step, requests, active, going, depth, chosen.tokens[:, 0])
+            active = active[going]
             logits = self.runner.forward(step, self.cache)
-        chains = [[request.token_ids[-1]] for request in requests]
-        for rows, tokens in levels:
-            for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
-                chains[row].append(token)
-        return [Draft(TokenTree.chain(chain), tuple(range(1, len(chain))), depth=len(chain) - 1) for chain in chains]
+        _add_levels(pending, drafts)
+        return [draft.finish() for draft in drafts]
+
+    def _ask(
+        self,
+        context: DraftContext,
+        depth: int,
+        requests: Sequence[Request],
+        drafts: Sequence[GrowingDraft],
+        active: NDArray[np.int64],
+        asked: NDArray[np.int64],
+        tempered: torch.Tensor,
+        scores: torch.Tensor,
+    ) -> NDArray[np.bool_]:
+        """The controller's answer for the ``asked`` of the ``active`` requests."""
+        assert context.keep_drafting is not None
+        rows, agreement = active[asked], None
+        if "agreement" in context.level_features:
+            agreement = [self._agreement.of(requests[index], drafts[index].drafted) for index in rows.tolist()]
+        if len(asked) < len(active):
+            index = torch.from_numpy(asked).to(tempered.device)
+            tempered, scores = tempered[index], scores[index]
+        return context.keep_drafting(draft_level(depth, rows, tempered, scores, context.level_features, agreement))
 
     def commit(self, request: Request, draft: Draft, path: tuple[int, ...]) -> None:
         """See `Drafter.commit`: what the drafter fed itself stays valid as far as its main chain was accepted."""
@@ -169,7 +140,8 @@ class ModelDrafter(Drafter):
             if node != main:
                 break
             kept += 1
-        # The last drafted token was never fed back, so at most depth - 1 of the drafts are in the cache.
+        # The last drafted token was never fed back, so at most depth - 1 of the drafts are in the cache. Where the
+        # controller trimmed, what the drafter fed itself beyond the verified tokens is overwritten like a rejection.
         self._seen[request.slot] = len(request.token_ids) + min(kept, draft.depth - 1)
 
     def _first_level(self, requests: Sequence[Request]) -> torch.Tensor:
@@ -185,19 +157,25 @@ class ModelDrafter(Drafter):
         rows = None if total == len(requests) else torch.tensor(last, device=self.runner.device)
         return self.runner.forward(build_batch(segments, self.cache.slot_length, self.runner.device), self.cache, rows)
 
-    def _next_level(
-        self, requests: Sequence[Request], drafts: list[_Growing], active: NDArray[np.int64], depth: int
-    ) -> torch.Tensor:
-        """Feed the first candidate of the last level of each active request."""
-        chosen = active.tolist()
-        batch = build_step(
-            [drafts[index].tokens[drafts[index].main_chain[-1]] for index in chosen],
-            [requests[index].slot for index in chosen],
-            [len(requests[index].token_ids) + depth - 1 for index in chosen],
-            self.cache.slot_length,
-            self.runner.device,
-        )
-        return self.runner.forward(batch, self.cache)
+    def _next_step(
+        self,
+        step: ForwardBatch | None,
+        requests: Sequence[Request],
+        active: NDArray[np.int64],
+        going: NDArray[np.bool_],
+        depth: int,
+        tokens: torch.Tensor,
+    ) -> ForwardBatch:
+        """Feed ``tokens`` ``[A]``, the level's first candidates, to those of the active requests that go on."""
+        if going.all():
+            if step is not None:
+                return step.advance(tokens)
+        else:
+            active, tokens = active[going], tokens[torch.from_numpy(going)]
+        chosen = [requests[index] for index in active.tolist()]
+        contexts = [len(request.token_ids) + depth - 1 for request in chosen]
+        slots = [request.slot for request in chosen]
+        return build_step(tokens, slots, contexts, self.cache.slot_length, self.runner.device)
 
     def _perturbed(
         self,
@@ -215,32 +193,8 @@ class ModelDrafter(Drafter):
             noise = sampling.noise(positions, self.vocab_size, tempered.device, DRAFT_STREAM, context.draw)
         return tempered if noise is None else tempered + noise
 
-    def _candidates(self, scores: torch.Tensor) -> list[list[int]]:
-        """The best ``num_candidates`` tokens of each row, best first, without those a filter has cut."""
-        if self.num_candidates == 1:
-            return [[token] for token in scores.argmax(-1).tolist()]
-        best, tokens = scores.topk(self.num_candidates, dim=-1)
-        return [
-            [token for token, score in zip(row, row_scores, strict=True) if score > -np.inf]
-            for row, row_scores in zip(tokens.tolist(), best.tolist(), strict=True)
-        ]
 
-
-def _confidence(
-    depth: int,
-    requests: NDArray[np.int64],
-    tempered: torch.Tensor,
-    scores: torch.Tensor,
-    rows: NDArray[np.int64],
-) -> DraftLevel:
-    index = torch.from_numpy(rows).to(tempered.device)
-    log_probability = tempered[index].log_softmax(-1)
-    entropy = -(log_probability.exp() * log_probability.clamp_min(-1e9)).sum(-1)
-    best = scores[index].topk(2, dim=-1).values
-    return DraftLevel(
-        depth=depth,
-        requests=requests,
-        top1_probability=log_probability.amax(-1).exp().double().cpu().numpy(),
-        entropy=entropy.double().cpu().numpy(),
-        margin=(best[:, 0] - best[:, 1]).double().cpu().numpy(),
-    )
+def _add_levels(pending: list[ChosenTokens], drafts: Sequence[GrowingDraft]) -> None:
+    for level in pending:
+        level.add_to(drafts)
+    pending.clear()

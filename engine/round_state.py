@@ -18,7 +18,12 @@ ACCEPTANCE_WEIGHT = 0.2  # of the newest round in a request's running acceptance
 
 
 def round_state(
-    requests: Sequence[Request], scheduler: Scheduler, drafter: Drafter | None, config: EngineConfig, kv_free: float
+    requests: Sequence[Request],
+    scheduler: Scheduler,
+    drafter: Drafter | None,
+    config: EngineConfig,
+    kv_free: float,
+    arrival_rates: tuple[float, float],
 ) -> RoundState:
     """Gather the state of the requests that decode."""
 
@@ -43,20 +48,22 @@ def round_state(
         running=len(scheduler.running),
         waiting=len(scheduler.waiting),
         kv_free=kv_free,
+        arrival_rates=arrival_rates,
     )
 
 
 def update_history(requests: Sequence[Request], result: RoundResult) -> int:
     """Enter a round into each request's history; returns how many went from off to on or back."""
     switches = 0
-    for request, drafted, accepted in zip(requests, result.num_drafted, result.accepted_length, strict=True):
+    counts = zip(requests, result.num_drafted, result.num_verified, result.accepted_length, strict=True)
+    for request, drafted, verified, accepted in counts:
         switched = request.last_length >= 0 and (request.last_length > 0) != (drafted > 0)
         switches += switched
         request.stats.num_rounds += 1
-        request.stats.count(drafted, accepted)
+        request.stats.count(drafted, verified, accepted)
         request.stats.num_switches += switched
         request.last_length, request.last_accepted = drafted, accepted
-        if drafted:
-            rate, old = accepted / drafted, request.acceptance_rate
+        if verified:
+            rate, old = accepted / verified, request.acceptance_rate
             request.acceptance_rate = rate if math.isnan(old) else old + ACCEPTANCE_WEIGHT * (rate - old)
     return switches

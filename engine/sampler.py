@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -44,6 +45,16 @@ class RowSampling:
         """Select (or repeat) rows."""
         return RowSampling(self.temperature[rows], self.top_k[rows], self.top_p[rows], self.seed[rows])
 
+    @cached_property
+    def scale(self) -> torch.Tensor:
+        """``[N, 1]`` float32 divisors of the logits: the temperature, 1 in greedy rows. Made once for all levels."""
+        return torch.from_numpy(np.where(self.temperature > 0, self.temperature, 1.0).astype(np.float32))[:, None]
+
+    @cached_property
+    def filtered(self) -> NDArray[np.int64]:
+        """Rows that sample with top-k or top-p."""
+        return np.flatnonzero((self.temperature > 0) & ((self.top_k > 0) | (self.top_p < 1)))
+
     @property
     def all_greedy(self) -> bool:
         """True if no row samples."""
@@ -74,9 +85,8 @@ def temper(logits: torch.Tensor, sampling: RowSampling) -> torch.Tensor:
     if sampling.all_greedy:
         return logits
     device = logits.device
-    scale = np.where(sampling.temperature > 0, sampling.temperature, 1.0).astype(np.float32)
-    logits = logits / torch.from_numpy(scale).to(device)[:, None]
-    cut = np.flatnonzero((sampling.temperature > 0) & ((sampling.top_k > 0) | (sampling.top_p < 1)))
+    logits = logits / sampling.scale.to(device)
+    cut = sampling.filtered
     if cut.size:
         rows = torch.from_numpy(cut).to(device)
         logits[rows] = _filtered(logits[rows], sampling.take(cut))

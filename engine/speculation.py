@@ -1,17 +1,18 @@
-"""One round of speculative decoding over a batch: decide, catch up, draft, verify, accept."""
+"""One round of speculative decoding over a batch: catch up, draft, trim, verify, accept."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..controllers import Controller, DraftLevel, RoundState
-from .drafter import Draft, DraftContext, Drafter, KeepDrafting
+from ..controllers import Controller
+from .controller_answers import ask_verify_lengths, checked_keep_drafting, wanted_features
+from .drafter import Draft, DraftContext, Drafter
 from .forward_batch import Segment, build_batch
 from .kv_cache import KVCache
 from .models import ModelRunner
@@ -22,8 +23,12 @@ from .token_tree import TokenTree
 from .verification import Verdict, accept_coupled, accept_rejection
 
 
-class ControllerError(ValueError):
-    """A controller returned something that is not a decision; nothing was changed, the round can be repeated."""
+@dataclass(frozen=True)
+class CatchUp:
+    """What bringing the drafter up to date took."""
+
+    tokens: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -34,21 +39,22 @@ class RoundResult:
     """Tokens to commit: the accepted path and the target's own token."""
     num_drafted: list[int]
     """Levels drafted."""
+    num_verified: list[int]
+    """Levels sent to verification."""
     accepted_length: list[int]
-    catch_up_tokens: int
+    catch_up: CatchUp
     draft_seconds: float
     verify_seconds: float
-    catch_up_seconds: float
 
     @property
     def model_seconds(self) -> float:
         """Time in the drafter and the target."""
-        return self.draft_seconds + self.verify_seconds + self.catch_up_seconds
+        return self.draft_seconds + self.verify_seconds + self.catch_up.seconds
 
     @classmethod
-    def empty(cls) -> RoundResult:
-        """The result of a step in which nothing decoded."""
-        return cls([], [], [], 0, 0.0, 0.0, 0.0)
+    def empty(cls, catch_up: CatchUp | None = None) -> RoundResult:
+        """The result of a step in which nothing decoded (but the drafter may have caught up)."""
+        return cls([], [], [], [], catch_up or CatchUp(), 0.0, 0.0)
 
 
 class _RoundNoise:
@@ -91,38 +97,34 @@ class Speculator:
         self.max_tree_nodes = max_tree_nodes
         self.greedy_drafts = greedy_drafts
 
-    def decide(self, state: RoundState) -> NDArray[np.int64]:
-        """Ask the controller and cut its lengths to what each request may use. ``[B]``."""
-        lengths = np.asarray(self.controller.decide(state).num_speculative_tokens)
-        if lengths.shape != (len(state.request_ids),) or not np.issubdtype(lengths.dtype, np.integer):
-            raise ControllerError(
-                f"{type(self.controller).__name__} must return one integer per request "
-                f"({len(state.request_ids)}), got {lengths.dtype} of shape {lengths.shape}"
-            )
-        if (lengths < 0).any():
-            raise ControllerError(f"{type(self.controller).__name__} returned a negative length: {lengths.tolist()}")
-        return np.minimum(lengths, state.max_num_speculative_tokens)
+    def catch_up(self, requests: Sequence[Request], lengths: NDArray[np.int64]) -> CatchUp:
+        """Bring the drafter up to date with the requests that will draft; `run` relies on it."""
+        chosen = [request for request, length in zip(requests, lengths.tolist(), strict=True) if length]
+        if self.drafter is None or not any(self.drafter.lag(request) > 1 for request in chosen):
+            return CatchUp()
+        start = time.perf_counter()
+        lags = [self.drafter.lag(request) for request in chosen]
+        tokens = self.drafter.catch_up(chosen)
+        for request, lag in zip(chosen, lags, strict=True):
+            request.stats.num_catch_up_tokens += lag - self.drafter.lag(request)
+        synchronize(self.target.device)
+        return CatchUp(tokens, time.perf_counter() - start)
 
-    def run(self, requests: Sequence[Request], lengths: NDArray[np.int64], draw: int) -> RoundResult:
-        """Draft ``lengths[i]`` tokens for each request, verify all in one pass, and update both caches."""
+    def run(self, requests: Sequence[Request], lengths: NDArray[np.int64], draw: int, catch_up: CatchUp) -> RoundResult:
+        """Draft ``lengths[i]`` tokens for each request, verify all in one pass, and update both caches.
+
+        ``catch_up`` is what `catch_up` has done for this round. Raises `ControllerError`, and commits nothing, if an
+        answer of the controller on the way is none.
+        """
         sampling = RowSampling.of([request.params for request in requests], [request.seed for request in requests])
         width = int(lengths.max()) + 1
         noise = _RoundNoise(requests, sampling, width, self.vocab_size, self.target.device) if self.coupled else None
         start = time.perf_counter()
-        speculating = np.flatnonzero(lengths) if self.drafter is not None else np.empty(0, dtype=np.int64)
-        chosen = [requests[index] for index in speculating.tolist()]
-        catch_up_tokens = 0
-        if self.drafter is not None and any(self.drafter.lag(request) > 1 for request in chosen):
-            catch_up_tokens = self._catch_up(self.drafter, chosen)
-        caught_up = time.perf_counter()
-        drafts: list[Draft | None] = [None] * len(requests)
-        if self.drafter is not None and chosen:
-            context = self._draft_context(sampling, noise, speculating, draw)
-            proposed = self.drafter.propose(chosen, lengths[speculating], context)
-            for index, proposal in zip(speculating.tolist(), proposed, strict=True):
-                drafts[index] = proposal
+        drafts = self._draft(requests, lengths, sampling, noise, draw)
         drafted = time.perf_counter()
-        verdicts, trees = self._verify(requests, drafts, sampling, noise, draw)
+        sent = self._trimmed(drafts)
+        trimmed = time.perf_counter()
+        verdicts, trees = self._verify(requests, sent, sampling, noise, draw)
         verified = time.perf_counter()
         for request, draft, verdict in zip(requests, drafts, verdicts, strict=True):
             self._commit(request, draft, verdict)
@@ -131,44 +133,59 @@ class Speculator:
                 [*(tree.tokens[node] for node in verdict.path), verdict.next_token]
                 for tree, verdict in zip(trees, verdicts, strict=True)
             ],
-            num_drafted=[0 if draft is None else draft.depth for draft in drafts],
+            num_drafted=_depths(drafts),
+            num_verified=_depths(sent),
             accepted_length=[len(verdict.path) for verdict in verdicts],
-            catch_up_tokens=catch_up_tokens,
-            draft_seconds=drafted - caught_up,
-            verify_seconds=verified - drafted,
-            catch_up_seconds=caught_up - start,
+            catch_up=catch_up,
+            draft_seconds=drafted - start,
+            verify_seconds=verified - trimmed,
         )
 
-    def _catch_up(self, drafter: Drafter, requests: Sequence[Request]) -> int:
-        lags = [drafter.lag(request) for request in requests]
-        tokens = drafter.catch_up(requests)
-        for request, lag in zip(requests, lags, strict=True):
-            request.stats.num_catch_up_tokens += lag - drafter.lag(request)
-        synchronize(self.target.device)
-        return tokens
+    def _draft(
+        self,
+        requests: Sequence[Request],
+        lengths: NDArray[np.int64],
+        sampling: RowSampling,
+        noise: _RoundNoise | None,
+        draw: int,
+    ) -> list[Draft | None]:
+        drafts: list[Draft | None] = [None] * len(requests)
+        speculating = np.flatnonzero(lengths)
+        if self.drafter is not None and speculating.size:
+            context = self._draft_context(sampling, noise, speculating, draw)
+            chosen = [requests[index] for index in speculating.tolist()]
+            proposed = self.drafter.propose(chosen, lengths[speculating], context)
+            for index, proposal in zip(speculating.tolist(), proposed, strict=True):
+                drafts[index] = proposal
+        return drafts
+
+    def _trimmed(self, drafts: Sequence[Draft | None]) -> Sequence[Draft | None]:
+        """The drafts as far as the controller wants them verified."""
+        num_drafted = np.asarray(_depths(drafts))
+        # In rejection mode a token that was seen and dropped would change the distribution.
+        if not (self.coupled and self.controller.trims and num_drafted.any()):
+            return drafts
+        lengths = ask_verify_lengths(self.controller, num_drafted)
+        return [
+            None if draft is None else draft.trimmed(length)
+            for draft, length in zip(drafts, lengths.tolist(), strict=True)
+        ]
 
     def _draft_context(
         self, sampling: RowSampling, noise: _RoundNoise | None, speculating: NDArray[np.int64], draw: int
     ) -> DraftContext:
-        keep_drafting: KeepDrafting | None = None
-        if self.controller.asks_every_level:
-
-            def keep_drafting(level: DraftLevel) -> NDArray[np.bool_]:
-                # The drafter counts the requests that draft, the controller all of the round.
-                answer = self.controller.keep_drafting(replace(level, requests=speculating[level.requests]))
-                if not (
-                    isinstance(answer, np.ndarray) and answer.dtype == np.bool_ and answer.shape == level.requests.shape
-                ):
-                    raise ControllerError(
-                        f"{type(self.controller).__name__}.keep_drafting must return one bool per request "
-                        f"({len(level.requests)}), got {answer!r:.80}"
-                    )
-                return answer
-
-        if self.greedy_drafts:
-            return DraftContext(RowSampling.greedy(len(speculating)), draw, None, keep_drafting)
+        asks = self.controller.asks_every_level
+        keep_drafting = checked_keep_drafting(self.controller, speculating) if asks else None
+        features = wanted_features(self.controller) if asks else frozenset[str]()
         shared = None if noise is None else lambda rows, depth: noise.at(speculating[rows], depth)
-        return DraftContext(sampling.take(speculating), draw, shared, keep_drafting)
+        return DraftContext(
+            sampling=RowSampling.greedy(len(speculating)) if self.greedy_drafts else sampling.take(speculating),
+            draw=draw,
+            shared_noise=None if self.greedy_drafts else shared,
+            keep_drafting=keep_drafting,
+            level_features=features,
+            asks_last_level=self.coupled and self.controller.trims,
+        )
 
     def _verify(
         self,
@@ -223,3 +240,7 @@ def synchronize(device: torch.device) -> None:
     """Wait for an accelerator, so that a clock read afterwards means something."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def _depths(drafts: Sequence[Draft | None]) -> list[int]:
+    return [0 if draft is None else draft.depth for draft in drafts]

@@ -13,12 +13,15 @@ class DraftCounts:
     num_drafts: int = 0
     """Requests' rounds in which at least one token was drafted."""
     num_drafted: int = 0
+    num_verified: int = 0
+    """Drafted tokens that were sent to verification; fewer than drafted where the controller trimmed."""
     num_accepted: int = 0
 
-    def count(self, drafted: int, accepted: int) -> None:
+    def count(self, drafted: int, verified: int, accepted: int) -> None:
         """Add one request's round."""
         self.num_drafts += drafted > 0
         self.num_drafted += drafted
+        self.num_verified += verified
         self.num_accepted += accepted
 
     @property
@@ -28,7 +31,7 @@ class DraftCounts:
 
     @property
     def wasted_draft_ratio(self) -> float:
-        """Share of drafted tokens that verification rejected."""
+        """Share of drafted tokens that verification rejected or never saw."""
         return 1 - self.num_accepted / self.num_drafted if self.num_drafted else 0.0
 
 
@@ -39,6 +42,7 @@ class RoundRecord:
     index: int
     request_ids: tuple[str, ...]
     num_drafted: tuple[int, ...]
+    num_verified: tuple[int, ...]
     accepted_length: tuple[int, ...]
     lag: tuple[int, ...]
     """Lag before the round (see `controllers.RoundState.lag`)."""
@@ -96,8 +100,8 @@ class EngineStats(DraftCounts):
         self.rounds.append(record)
         self.num_rounds += 1
         self.num_committed += record.num_committed
-        for drafted, accepted in zip(record.num_drafted, record.accepted_length, strict=True):
-            self.count(drafted, accepted)
+        for counts in zip(record.num_drafted, record.num_verified, record.accepted_length, strict=True):
+            self.count(*counts)
         self.catch_up_tokens += record.catch_up_tokens
         self.prefill_tokens += record.prefill_tokens
         self.switches += record.switches

@@ -48,6 +48,16 @@ class TokenTree:
             depths[node] = depths[self.parents[node]] + 1
         return depths
 
+    def cut(self, depth: int) -> TokenTree:
+        """The tree without nodes deeper than ``depth``. ``ValueError`` unless its nodes come level by level."""
+        if self.is_chain:
+            return TokenTree.chain(self.tokens[: depth + 1])
+        depths = self.depths()
+        if (np.diff(depths) < 0).any():
+            raise ValueError(f"only a tree whose nodes come level by level can be cut, got depths {depths.tolist()}")
+        size = int(np.searchsorted(depths, depth, side="right"))
+        return TokenTree(self.tokens[:size], self.parents[:size])
+
     def ancestors(self) -> np.ndarray:
         """Boolean ``[n, n]``: entry (i, j) says that node i sees node j, that is j is i or an ancestor of i."""
         size = len(self.tokens)

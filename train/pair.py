@@ -31,7 +31,7 @@ from specpilot.train.distillation import (
     mixed_batches,
     write_with_target,
 )
-from specpilot.train.growth import copy_agreeing, grow
+from specpilot.train.growth import copy_agreeing, grow, shrink
 from specpilot.train.language_model import (
     Batches,
     Loss,
@@ -60,7 +60,8 @@ class PairConfig:
     shallow_target: ModelSettings | None = None
     """A target of fewer layers to train first; the target then grows from it (see `grow`)."""
     pretrained_drafter: ModelSettings | None = None
-    """Next-token training of the drafter before it is distilled: cheap steps, since no target runs."""
+    """Next-token training of the drafter before it is distilled: cheap steps, since no target runs. It may have more
+    key heads and a wider feed-forward part; the drafter then starts from it (see `shrink`)."""
     vocab_size: int = 2048
     max_position_embeddings: int = 1024
     generated_tokens: int = 400_000
@@ -173,8 +174,11 @@ class PairTraining:
         """A fresh drafter, trained on next tokens where the configuration asks for it; needs no target."""
         model = self.build(self.config.drafter)
         if self.config.pretrained_drafter is not None:
-            summary = self.next_token_training(model, self.config.pretrained_drafter, "pretrained_drafter")
+            large = self.build(self.config.pretrained_drafter)
+            summary = self.next_token_training(large, self.config.pretrained_drafter, "pretrained_drafter")
             self.facts["pretrained_drafter"] = summary
+            move_model(large, "cpu")
+            shrink(model, large)
         return model
 
     def train_drafter(self, target: LlamaForCausalLM) -> LlamaForCausalLM:

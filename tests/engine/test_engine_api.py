@@ -258,6 +258,10 @@ def test_the_controller_sees_what_happens(tiny_pair: Pair) -> None:
     params = [SamplingParams(max_tokens=20, temperature=t, ignore_eos=True) for t in (0.0, 0.5, 1.0, 0.0)]
     engine.generate([PROMPT] * 4, params)
     assert len(watching.states) == len(watching.outcomes) == engine.stats.num_rounds
+    # Four arrivals: 1/tau each when they came, and less as time goes by.
+    rates_seen = [state.arrival_rates for state in watching.states]
+    assert rates_seen == sorted(rates_seen, reverse=True) and len(set(rates_seen)) == len(rates_seen)
+    assert 0 < rates_seen[0][0] < 4.0 and 0 < rates_seen[0][1] < 0.4
     generated = dict[str, int]()
     last = dict[str, tuple[int, int]]()
     rates = dict[str, float]()
@@ -271,6 +275,7 @@ def test_the_controller_sees_what_happens(tiny_pair: Pair) -> None:
             assert seen == last.get(request_id, (-1, -1))
             assert state.acceptance_rate[row] == pytest.approx(rates.get(request_id, float("nan")), nan_ok=True)
             drafted, kept = int(outcome.num_drafted[row]), int(outcome.accepted_length[row])
+            assert outcome.num_verified[row] == drafted
             assert 0 <= kept <= drafted <= state.max_num_speculative_tokens[row]
             assert outcome.num_committed[row] == kept + 1
             generated[request_id] = done + kept + 1

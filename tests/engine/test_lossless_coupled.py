@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 from specpilot.controllers import ConstantController
 from specpilot.engine import Engine, EngineConfig, FinishReason, Pair, RequestOutput, SamplingParams
 
-from ..support.controllers import RandomController
+from ..support.controllers import RandomController, TrimmingController
 from ..support.ties import assert_same_text
 
 NUM_PROMPTS = 224
@@ -103,6 +103,36 @@ def test_any_controller_leaves_the_text_as_plain_decoding_has_it(
     assert cancelled > 0
     assert engine.stats.num_accepted > 0
     assert {0, 1, 8} <= {drafted for record in engine.stats.rounds for drafted in record.num_drafted}
+
+
+@pytest.mark.parametrize(
+    ("drafter", "num_candidates", "stop_probability"),
+    [("model", 1, 0.15), ("model", 1, 0.0), ("model", 3, 0.15), ("ngram", 1, 0.0)],
+    ids=["model", "unasked", "candidates", "ngram"],
+)
+def test_trimming_leaves_the_text_as_plain_decoding_has_it(
+    tiny_pair: Pair, drafter: str, num_candidates: int, stop_probability: float
+) -> None:
+    rng = np.random.default_rng(17)
+    prompts = [rng.integers(1, tiny_pair.vocab_size, size=size).tolist() for size in rng.integers(1, 30, size=36)]
+    params = [
+        SamplingParams(temperature=(0.0, 0.6, 1.0)[index % 3], seed=index, max_tokens=60, ignore_eos=index % 2 == 0)
+        for index in range(len(prompts))
+    ]
+    plain = Engine(tiny_pair, EngineConfig(max_num_seqs=8, max_model_len=128)).generate(prompts, params)
+    controller = TrimmingController(seed=5, stop_probability=stop_probability)
+    config = EngineConfig(max_num_seqs=8, max_model_len=128, drafter=drafter, num_candidates=num_candidates)
+    engine = Engine(tiny_pair, config, controller)
+    outputs, _ = serve_staggered(engine, prompts, params, np.random.default_rng(3))
+    for index, (output, expected) in enumerate(zip(outputs, plain, strict=True)):
+        cancelled = output.finish_reason is FinishReason.CANCELLED
+        assert_same_text(
+            tiny_pair, prompts[index], expected.token_ids, output.token_ids, params[index], index, cancelled
+        )
+    stats = engine.stats
+    assert stats.num_drafted - stats.num_verified == controller.num_trimmed > 0
+    assert 0 < stats.num_accepted <= stats.num_verified
+    assert stats.wasted_draft_ratio == 1 - stats.num_accepted / stats.num_drafted
 
 
 def test_the_workload_holds_every_kind_of_ending(workload: Workload) -> None:

@@ -73,6 +73,7 @@ def test_totals_are_the_sum_of_the_rounds(engine: Engine) -> None:
     stats, rounds = engine.stats, list(engine.stats.rounds)
     assert [record.index for record in rounds] == list(range(stats.num_rounds))
     assert stats.num_drafted == sum(sum(record.num_drafted) for record in rounds)
+    assert stats.num_verified == sum(sum(record.num_verified) for record in rounds) == stats.num_drafted
     assert stats.num_accepted == sum(sum(record.accepted_length) for record in rounds)
     assert stats.prefill_tokens == sum(record.prefill_tokens for record in rounds) == 6 * 2
     assert stats.total_seconds == pytest.approx(sum(record.total_seconds for record in rounds))

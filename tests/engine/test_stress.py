@@ -115,14 +115,16 @@ def test_nothing_is_lost(tiny_pair: Pair, drafter: str, verification: str, num_c
     assert not engine.has_work and not engine.scheduler.running and not engine.scheduler.waiting
     assert not engine._delivery._results and not engine._delivery._texts
     if isinstance(engine.drafter, NgramDrafter):
-        assert not engine.drafter._index and not engine.drafter._indexed
+        assert not engine.drafter._indexes
     else:
         assert isinstance(engine.drafter, ModelDrafter) and len(engine.drafter._seen) == 7
+        assert not engine.drafter._agreement._indexes
 
     stats, outputs = engine.stats, list(books.results.values())
     assert (stats.num_requests, stats.num_finished, stats.num_refused) == (NUM_REQUESTS, NUM_REQUESTS, books.refused)
     assert stats.num_committed == sum(len(output.token_ids) for output in outputs)
     assert stats.num_drafted == sum(output.stats.num_drafted for output in outputs) > 0
+    assert stats.num_verified == sum(output.stats.num_verified for output in outputs) > 0
     assert stats.num_accepted == sum(output.stats.num_accepted for output in outputs) > 0
     assert stats.catch_up_tokens == sum(output.stats.num_catch_up_tokens for output in outputs)
     assert stats.switches == sum(output.stats.num_switches for output in outputs)

@@ -27,6 +27,37 @@ class RandomController(Controller):
         return keep
 
 
+class TrimmingController(RandomController):
+    """A random controller that also verifies a random part of what was drafted. It checks when it is asked."""
+
+    trims = True
+
+    def __init__(self, seed: int, max_length: int = 8, stop_probability: float = 0.15) -> None:
+        super().__init__(seed, max_length, stop_probability)
+        self.num_trimmed = 0
+        self._lengths: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self._drafted: NDArray[np.int64] = self._lengths
+
+    def decide(self, state: RoundState) -> Decision:
+        decision = super().decide(state)
+        self._lengths = np.minimum(decision.num_speculative_tokens, state.max_num_speculative_tokens)
+        self._drafted = np.zeros(len(self._lengths), dtype=np.int64)
+        return decision
+
+    def keep_drafting(self, level: DraftLevel) -> NDArray[np.bool_]:
+        assert (self._drafted[level.requests] == level.depth - 1).all() and (level.requests >= 0).all()
+        assert (level.depth <= self._lengths[level.requests]).all()
+        self._drafted[level.requests] = level.depth
+        return super().keep_drafting(level)
+
+    def verify_lengths(self, num_drafted: NDArray[np.int64]) -> NDArray[np.int64]:
+        if self.asks_every_level:  # every level of every request was shown, the last ones included
+            assert num_drafted.tolist() == self._drafted.tolist()
+        lengths = self._rng.integers(0, num_drafted + 1)
+        self.num_trimmed += int((num_drafted - lengths).sum())
+        return lengths
+
+
 class ScriptedController(Controller):
     """Reads each request's lengths, one per round of that request, from a script; the last one repeats."""
 

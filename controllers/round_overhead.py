@@ -1,0 +1,116 @@
+"""What a live round costs beyond its model passes: noise, confidences, scheduling, Python. Linear and non-negative."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .controller import FloatArray
+from .pass_costs import KINDS, CostSurfaceError
+
+
+class RoundWork(NamedTuple):
+    """What a round does, counted; numbers or arrays that broadcast (one entry per round)."""
+
+    requests: ArrayLike
+    """Requests that decode."""
+    levels: ArrayLike
+    """Drafting passes: the longest draft of the round."""
+    drafted: ArrayLike
+    """Drafted tokens of all requests."""
+    verified: ArrayLike
+    """Drafted tokens of all requests that are sent to verification."""
+    asked_levels: ArrayLike = 0
+    """Levels after which `Controller.keep_drafting` is asked."""
+    asked: ArrayLike = 0
+    """Requests it is asked about, summed over those levels."""
+    noise_rows: ArrayLike = 0
+    """Requests with a temperature above 0, times (longest length decided + 1)."""
+
+    def features(self) -> tuple[FloatArray, ...]:
+        """What the coefficients of `RoundOverhead` are multiplied with, in the order of its fields."""
+        counts = np.broadcast_arrays(*(np.asarray(count, dtype=np.float64) for count in self))
+        return (np.ones(counts[0].shape), *counts, (counts[1] > 0).astype(np.float64))
+
+
+@dataclass(frozen=True)
+class RoundOverhead:
+    """Seconds per unit of `RoundWork`, and factors on the passes of the cost surface; fitted by train/record.py.
+
+    Raises `CostSurfaceError` for a coefficient that is negative or a factor that is not positive.
+    """
+
+    constant: float = 0.0
+    """Per step of the engine."""
+    per_request: float = 0.0
+    per_level: float = 0.0
+    per_drafted_token: float = 0.0
+    per_verified_token: float = 0.0
+    per_asked_level: float = 0.0
+    per_asked_token: float = 0.0
+    per_noise_row: float = 0.0
+    drafting: float = 0.0
+    """Per round that drafts at all."""
+    draft_factor: float = 1.0
+    """Seconds of the round's draft passes over the cost surface's."""
+    verify_factor: float = 1.0
+    catch_up_factor: float = 1.0
+    prefill_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        for own in fields(self):
+            value = getattr(self, own.name)
+            positive = own.name.endswith("_factor")
+            number = type(value) in (int, float) and math.isfinite(value)
+            if not number or value < 0 or (positive and value == 0):
+                bound = "positive" if positive else "0 or more"
+                raise CostSurfaceError(f"'overhead.{own.name}' must be a finite number, {bound}; got {value!r}")
+
+    def coefficients(self) -> FloatArray:
+        """The seconds per unit, in the order of the fields and of `RoundWork.features`; ``[9]``."""
+        return np.asarray([getattr(self, name) for name in COEFFICIENTS], dtype=np.float64)
+
+    def factor(self, kind: str) -> float:
+        """The factor of one of `KINDS`."""
+        value: float = getattr(self, f"{kind}_factor")
+        return value
+
+    def seconds(self, work: RoundWork) -> FloatArray:
+        """Seconds beyond the passes, of the broadcast shape of ``work``; the factors are not in it."""
+        return np.asarray(
+            sum(weight * feature for weight, feature in zip(self.coefficients(), work.features(), strict=True))
+        )
+
+    def total_seconds(
+        self,
+        work: RoundWork,
+        draft: ArrayLike = 0.0,
+        verify: ArrayLike = 0.0,
+        catch_up: ArrayLike = 0.0,
+        prefill: ArrayLike = 0.0,
+    ) -> FloatArray:
+        """Seconds of whole steps: `seconds` plus the passes' seconds, as the cost surface has them, times factors."""
+        passes = zip(KINDS, (draft, verify, catch_up, prefill), strict=True)
+        return self.seconds(work) + sum(self.factor(kind) * np.asarray(seconds) for kind, seconds in passes)
+
+    def document(self) -> dict[str, float]:
+        """As it is stored in the cost surface's JSON."""
+        return asdict(self)
+
+    @classmethod
+    def parse(cls, document: Any) -> RoundOverhead:
+        """Read what `document` gave. Raises `CostSurfaceError` for an absent, unknown or wrong value."""
+        names = [own.name for own in fields(cls)]
+        if not isinstance(document, Mapping) or set(document) != set(names):
+            raise CostSurfaceError(f"'overhead' must be an object with exactly {', '.join(names)}")
+        return cls(**{name: document[name] for name in names})
+
+
+COEFFICIENTS = tuple(own.name for own in fields(RoundOverhead) if not own.name.endswith("_factor"))
+"""Names of the seconds per unit, in order."""
+NO_OVERHEAD = RoundOverhead()
