@@ -47,7 +47,8 @@ _LOG = np.asarray(
     ],
     dtype=np.float32,
 )
-_FEATURE_OF_INPUT = (0, 1, 2, 3, None, None, 0, 0, 2, 3, None, None)
+FEATURE_OF_INPUT = (0, 1, 2, 3, None, None, 0, 0, 2, 3, None, None)
+"""Which of `LEVEL_FEATURES` each of `LEVEL_INPUTS` is made of."""
 
 
 def level_inputs(confidence: ArrayLike, temperature: ArrayLike, depth: ArrayLike) -> Float32Array:
@@ -141,7 +142,7 @@ class AcceptancePredictor:
         self._first_weight, self._first_bias = arrays["first_weight"], arrays["first_bias"]
         self._first_numbers: list[float] = [*self._first_weight.tolist(), float(self._first_bias[0])]
         read = [bool(row.any()) for row in arrays["hidden_weight"]]
-        reads = [any(read[index] for index, of in enumerate(_FEATURE_OF_INPUT) if of == own) for own in range(4)]
+        reads = [any(read[index] for index, of in enumerate(FEATURE_OF_INPUT) if of == own) for own in range(4)]
         self._features = tuple(name for name, reading in zip(LEVEL_FEATURES, reads, strict=True) if reading)
         self._unread = [number for number, reading in enumerate(reads) if not reading]
 
@@ -169,6 +170,11 @@ class AcceptancePredictor:
     def level_features(self) -> tuple[str, ...]:
         """Those of `LEVEL_FEATURES` that `level` reads; the others may be NaN."""
         return self._features
+
+    @property
+    def first_numbers(self) -> list[float]:
+        """``[5]`` weights of `first`'s logistic in the order of `FIRST_INPUTS`, then its constant."""
+        return list(self._first_numbers)
 
     def first(self, temperature: ArrayLike, acceptance_rate: ArrayLike) -> Float32Array:
         """``[...]`` chance that the first token will be accepted, before anything is drafted.

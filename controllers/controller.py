@@ -41,6 +41,8 @@ class RoundState:
     """Exponential average (weight 0.2) of accepted/verified over the request's rounds that verified a draft; NaN
     before."""
     temperature: FloatArray
+    tokens_left: IntArray
+    """Tokens the request may still generate (``max_tokens``); it may end before."""
     running: int
     """Requests that hold a slot, those in prefill included."""
     waiting: int

@@ -21,7 +21,9 @@ class RoundSetting(NamedTuple):
     lag: IntArray
     """``[B]`` as in `RoundState`."""
     per_level: float
-    """Seconds beyond the pass of every draft level: noise, and the controller's answers if it is asked."""
+    """Seconds beyond the pass of every draft level: the controller's answers if it is asked."""
+    per_draft: float
+    """Seconds of noise for every drafted token, as the mean over requests (exact where all sample or none)."""
     noise: float
     """Seconds of the noise that a round needs even without drafts."""
 
@@ -29,8 +31,8 @@ class RoundSetting(NamedTuple):
 class CostLookup:
     """Seconds of rounds, from tables that are filled from a `CostSurface` the first time they are needed.
 
-    Same approximations as `CostSurface.round_seconds`, and two more: every pass of a round is priced at one context,
-    and a controller that is asked is asked about every request after every level.
+    Same approximations as `CostSurface.round_seconds`, and three more: every pass of a round is priced at one context, a
+    controller that is asked is asked about every request after every level, and noise is shared out evenly.
     """
 
     def __init__(self, surface: CostSurface, context_step: int = 64) -> None:
@@ -45,10 +47,9 @@ class CostLookup:
         batch, overhead = len(state.request_ids), self.surface.overhead
         longest = int(state.context_length.max(initial=1)) - 1
         context = round(longest / self.context_step) * self.context_step
-        per_level = noise = overhead.per_noise_row * float(np.count_nonzero(state.temperature > 0))
-        if asks_every_level:
-            per_level += overhead.per_asked_level + overhead.per_asked_token * batch
-        return RoundSetting(batch, context, state.lag, per_level, noise)
+        noise = overhead.per_noise_row * float(np.count_nonzero(state.temperature > 0))
+        per_level = overhead.per_asked_level + overhead.per_asked_token * batch if asks_every_level else 0.0
+        return RoundSetting(batch, context, state.lag, per_level, noise / max(batch, 1), noise)
 
     def verify(self, setting: RoundSetting, max_drafted: int) -> FloatArray:
         """``[max_drafted + 1]`` seconds of a round that verifies 0, 1, … drafted tokens in all, without drafting."""
@@ -70,9 +71,9 @@ class CostLookup:
             if "draft" in self.surface.costs:
                 level += overhead.draft_factor * self.surface.seconds("draft", requests, tokens, setting.context)
             self._keep(key, level)
-        if not setting.per_level:
+        if not setting.per_level and not setting.per_draft:
             return self._tables[key]
-        seconds: FloatArray = self._tables[key] + setting.per_level
+        seconds: FloatArray = self._tables[key] + setting.per_level + setting.per_draft * np.arange(setting.batch + 1)
         seconds[0] = 0.0
         return seconds
 

@@ -139,7 +139,7 @@ class CostSurface:
             verified=int(length.sum() if verified is None else np.sum(verified)),
             asked_levels=max(0, levels - 1) if asks_every_level else 0,
             asked=int(np.maximum(length - 1, 0).sum()) if asks_every_level else 0,
-            noise_rows=int(sampled.sum()) * (levels + 1),
+            noise_rows=int((length + 1)[sampled].sum()),
         )
         return sum(self.round_cost(lengths, contexts, lags, verified)) + float(self.overhead.seconds(work))
 

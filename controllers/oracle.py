@@ -62,7 +62,10 @@ class _Oracle(Controller):
         """The lengths that gain most: tokens − price · seconds of this round."""
         future = self.foresight.accepted_length(state.request_ids, state.num_generated)
         allowed = np.minimum(state.max_num_speculative_tokens, self.maximum)
-        setting = self._costs.setting(state)
+        # What a drafter's lag costs is paid once and serves the rest of the request: at least these rounds.
+        rounds = np.maximum(state.tokens_left / (self.maximum + 1), 1.0)
+        lag = np.where(state.lag > 1, np.ceil(state.lag / rounds), state.lag).astype(np.int64)
+        setting = self._costs.setting(state)._replace(lag=lag)
         return Decision(self._best(np.minimum(future, allowed), allowed, setting, self.price(setting)))
 
     def observe(self, outcome: RoundOutcome) -> None:

@@ -30,7 +30,7 @@ class RoundWork(NamedTuple):
     asked: ArrayLike = 0
     """Requests it is asked about, summed over those levels."""
     noise_rows: ArrayLike = 0
-    """Requests with a temperature above 0, times (longest length decided + 1)."""
+    """Noise for the whole vocabulary: drafted tokens of the requests with a temperature above 0, and one more each."""
 
     def features(self) -> tuple[FloatArray, ...]:
         """What the coefficients of `RoundOverhead` are multiplied with, in the order of its fields."""

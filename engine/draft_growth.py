@@ -27,6 +27,8 @@ class ChosenTokens:
     """``[A, vocab_size]`` distribution the candidates were drawn from; None where they were not drawn."""
     drawn: NDArray[np.bool_]
     """``[A]`` which requests draw; the others are greedy."""
+    margin: torch.Tensor | None = None
+    """``[A]`` difference of the two best scores, where it was asked for."""
 
     @classmethod
     def choose(
@@ -36,12 +38,15 @@ class ChosenTokens:
         num_candidates: int,
         probabilities: NDArray[np.float64] | None,
         drawn: NDArray[np.bool_],
+        with_margin: bool,
     ) -> ChosenTokens:
-        """Take the best of ``scores`` ``[A, vocab_size]``."""
-        if num_candidates == 1:
+        """Take the best of ``scores`` ``[A, vocab_size]``; the margin comes at almost no cost with them."""
+        if num_candidates == 1 and not with_margin:
             return cls(rows, scores.argmax(-1, keepdim=True), None, probabilities, drawn)
-        best, tokens = scores.topk(num_candidates, dim=-1)
-        return cls(rows, tokens, best, probabilities, drawn)
+        best, tokens = scores.topk(max(num_candidates, 2) if with_margin else num_candidates, dim=-1)
+        margin = best[:, 0] - best[:, 1] if with_margin else None
+        best, tokens = best[:, :num_candidates], tokens[:, :num_candidates]
+        return cls(rows, tokens, best if num_candidates > 1 else None, probabilities, drawn, margin)
 
     def add_to(self, drafts: Sequence[GrowingDraft]) -> None:
         """Let the drafts of these requests grow by this level. Waits for the device."""

@@ -15,16 +15,18 @@ def draft_level(
     depth: int,
     requests: NDArray[np.int64],
     tempered: torch.Tensor,
-    scores: torch.Tensor,
+    margin: torch.Tensor | None,
     features: Collection[str],
     agreement: Sequence[int] | None,
 ) -> DraftLevel:
     """Describe the level ``depth`` of ``A`` requests.
 
-    ``tempered`` and ``scores`` are ``[A, vocab_size]``: the drafter's logits after filters and temperature, and those
-    plus noise (the same tensor where all is greedy). ``agreement`` is ``[A]``. What is not in ``features`` is NaN.
+    ``tempered`` is ``[A, vocab_size]``: the drafter's logits after filters and temperature. ``margin`` and ``agreement``
+    are ``[A]``. What is not in ``features`` is NaN.
     """
-    columns = _confidence(tempered, scores, features)
+    columns = _confidence(tempered, features)
+    if margin is not None:
+        columns["margin"] = margin
     # One transfer for all columns: each would wait for the device.
     values = torch.stack(list(columns.values())).cpu().numpy().astype(np.float64) if columns else ()
     known = dict(zip(columns, values, strict=True))
@@ -39,7 +41,7 @@ def draft_level(
     )
 
 
-def _confidence(tempered: torch.Tensor, scores: torch.Tensor, features: Collection[str]) -> dict[str, torch.Tensor]:
+def _confidence(tempered: torch.Tensor, features: Collection[str]) -> dict[str, torch.Tensor]:
     columns = {}
     if "top1_probability" in features or "entropy" in features:
         log_probability = tempered.log_softmax(-1)
@@ -48,7 +50,4 @@ def _confidence(tempered: torch.Tensor, scores: torch.Tensor, features: Collecti
         if "entropy" in features:
             # Tokens that a filter has cut: 0 * -inf would be NaN.
             columns["entropy"] = -(log_probability.exp() * log_probability.clamp_min(-1e9)).sum(-1)
-    if "margin" in features:
-        best = scores.topk(2, dim=-1).values
-        columns["margin"] = best[:, 0] - best[:, 1]
     return columns

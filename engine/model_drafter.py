@@ -88,6 +88,7 @@ class ModelDrafter(Drafter):
         """See `Drafter.propose`. Tokens stay on the device until the last level, unless the controller asks."""
         drafts = [GrowingDraft([request.token_ids[-1]]) for request in requests]
         active, pending, step = np.arange(len(requests)), list[ChosenTokens](), None
+        with_margin = context.keep_drafting is not None and "margin" in context.level_features
         logits = self._first_level(requests)
         for depth in range(1, int(lengths.max()) + 1):
             everyone = len(active) == len(requests) or context.sampling.all_greedy
@@ -95,13 +96,14 @@ class ModelDrafter(Drafter):
             tempered = temper(logits[:, : self.vocab_size], sampling)
             scores = self._perturbed(tempered, requests, active, depth, context, sampling)
             probability = tempered.double().softmax(-1).cpu().numpy() if context.draws else None
-            chosen = ChosenTokens.choose(active, scores, self.num_candidates, probability, sampling.temperature > 0)
+            drawn = sampling.temperature > 0
+            chosen = ChosenTokens.choose(active, scores, self.num_candidates, probability, drawn, with_margin)
             pending.append(chosen)
             going = lengths[active] > depth
             if context.keep_drafting is not None and (context.asks_last_level or going.any()):
                 _add_levels(pending, drafts)
                 asked = np.arange(len(active)) if context.asks_last_level else np.flatnonzero(going)
-                going[asked] &= self._ask(context, depth, requests, drafts, active, asked, tempered, scores)
+                going[asked] &= self._ask(context, depth, requests, drafts, active, asked, tempered, chosen.margin)
             if not going.any():
                 break
             step = self._next_step(step, requests, active, going, depth, chosen.tokens[:, 0])
@@ -119,7 +121,7 @@ class ModelDrafter(Drafter):
         active: NDArray[np.int64],
         asked: NDArray[np.int64],
         tempered: torch.Tensor,
-        scores: torch.Tensor,
+        margin: torch.Tensor | None,
     ) -> NDArray[np.bool_]:
         """The controller's answer for the ``asked`` of the ``active`` requests."""
         assert context.keep_drafting is not None
@@ -128,8 +130,8 @@ class ModelDrafter(Drafter):
             agreement = [self._agreement.of(requests[index], drafts[index].drafted) for index in rows.tolist()]
         if len(asked) < len(active):
             index = torch.from_numpy(asked).to(tempered.device)
-            tempered, scores = tempered[index], scores[index]
-        return context.keep_drafting(draft_level(depth, rows, tempered, scores, context.level_features, agreement))
+            tempered, margin = tempered[index], None if margin is None else margin[index]
+        return context.keep_drafting(draft_level(depth, rows, tempered, margin, context.level_features, agreement))
 
     def commit(self, request: Request, draft: Draft, path: tuple[int, ...]) -> None:
         """See `Drafter.commit`: what the drafter fed itself stays valid as far as its main chain was accepted."""

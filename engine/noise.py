@@ -40,23 +40,31 @@ def noise_keys(
 
 def _lowbias32(value: torch.Tensor) -> torch.Tensor:
     """Wellons' lowbias32 integer hash, in place on int32 (shifts made logical by masking)."""
-    value ^= (value >> 16) & 0xFFFF
+    value ^= (value >> 16).bitwise_and_(0xFFFF)
     value *= 0x7FEB352D
-    value ^= (value >> 15) & 0x1FFFF
+    value ^= (value >> 15).bitwise_and_(0x1FFFF)
     value *= 0x846CA68B - (1 << 32)
-    value ^= (value >> 16) & 0xFFFF
+    value ^= (value >> 16).bitwise_and_(0xFFFF)
     return value
 
 
 def gumbel_noise(keys: NDArray[np.uint64], vocab_size: int, device: torch.device) -> torch.Tensor:
     """Standard Gumbel noise, float32 ``[*keys.shape, vocab_size]``; the same on every run and for any batch."""
-    halves = torch.from_numpy(np.ascontiguousarray(keys).view(np.int32).reshape(*keys.shape, 2)).to(device)
-    value = torch.arange(vocab_size, dtype=torch.int32, device=device) + halves[..., :1]
+    flat = torch.from_numpy(np.ascontiguousarray(keys).view(np.int32).reshape(-1, 2)).to(device)
+    # On a CPU some rows at a time, so that the two dozen passes over them stay in its cache.
+    rows = max(1, 2**15 // vocab_size) if device.type == "cpu" else len(flat)
+    parts = [_gumbel_rows(part, vocab_size) for part in flat.split(max(rows, 1))]
+    noise = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return noise.view(*keys.shape, vocab_size)
+
+
+def _gumbel_rows(halves: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    value = torch.arange(vocab_size, dtype=torch.int32, device=halves.device) + halves[:, :1]
     value = _lowbias32(value)
-    value ^= halves[..., 1:]
+    value ^= halves[:, 1:]
     value = _lowbias32(value)
     # 23 bits, not 24: float32 rounds 2**24 - 0.5 up, and a uniform of exactly 1 would be infinite noise.
-    uniform = (((value >> 9) & 0x7FFFFF).float() + 0.5) * 2.0**-23  # in (0, 1), both ends excluded
+    uniform = ((value >> 9).bitwise_and_(0x7FFFFF)).float().add_(0.5).mul_(2.0**-23)  # in (0, 1), both ends excluded
     return uniform.log_().neg_().log_().neg_()
 
 

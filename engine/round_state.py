@@ -45,6 +45,7 @@ def round_state(
         last_accepted_length=np.asarray([request.last_accepted for request in requests]),
         acceptance_rate=np.asarray([request.acceptance_rate for request in requests]),
         temperature=np.asarray([float(request.params.temperature) for request in requests]),
+        tokens_left=np.asarray([request.params.max_tokens - request.num_generated for request in requests]),
         running=len(scheduler.running),
         waiting=len(scheduler.waiting),
         kv_free=kv_free,

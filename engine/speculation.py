@@ -22,6 +22,8 @@ from .sampler import RowSampling, probabilities, temper
 from .token_tree import TokenTree
 from .verification import Verdict, accept_coupled, accept_rejection
 
+NOISE_ROWS_AT_ONCE = 12
+
 
 @dataclass(frozen=True)
 class CatchUp:
@@ -58,20 +60,53 @@ class RoundResult:
 
 
 class _RoundNoise:
-    """The target's Gumbel noise of a round: computed once, seen by the drafter and by verification."""
+    """The target's Gumbel noise of a round: every entry computed at most once, when the drafter or verification asks.
+
+    Noise for the whole vocabulary is dear on a CPU (as much as a tenth of a token's pass on a small model), so greedy
+    requests and depths that no draft reaches must not pay for it.
+    """
 
     def __init__(
         self, requests: Sequence[Request], sampling: RowSampling, width: int, vocab_size: int, device: torch.device
     ) -> None:
-        ahead = np.asarray([len(request.token_ids) for request in requests])[:, None] + np.arange(width)
-        # [B, width, vocab_size]; entry d is the token d + 1 ahead
-        self.table = sampling.noise(ahead, vocab_size, device, TARGET_STREAM)
+        """``width``: the deepest token that may be asked for."""
+        self._sampling = sampling
+        self._ahead = np.asarray([len(request.token_ids) for request in requests])
+        self._known = np.repeat((sampling.temperature == 0)[:, None], width, axis=1)  # [B, width]; greedy: zeros
+        self._table: torch.Tensor | None = None  # [B, width, vocab_size]; entry d is the token d + 1 ahead
+        if not sampling.all_greedy:
+            self._table = torch.empty(len(requests), width, vocab_size, device=device)
+            greedy = np.flatnonzero(self._known[:, 0])
+            if greedy.size:
+                self._table[torch.from_numpy(greedy)] = 0.0
 
     def at(self, rows: NDArray[np.int64], depth: int | NDArray[np.int64]) -> torch.Tensor | None:
         """Noise ``[len(rows), vocab_size]`` of the token ``depth`` ahead (scalar or per row); None if all greedy."""
-        if self.table is None:
+        if self._table is None:
             return None
-        return self.table[torch.from_numpy(rows), torch.from_numpy(np.broadcast_to(depth, rows.shape) - 1)]
+        entry = np.broadcast_to(depth, rows.shape) - 1
+        new = np.flatnonzero(~self._known[rows, entry])
+        if new.size:
+            own, column = self._with_next(rows[new], entry[new])
+            noise = self._sampling.take(own).noise(
+                self._ahead[own] + column, self._table.shape[-1], self._table.device, TARGET_STREAM
+            )
+            assert noise is not None  # only rows that sample are unknown
+            self._table[torch.from_numpy(own), torch.from_numpy(column)] = noise
+            self._known[own, column] = True
+        return self._table[torch.from_numpy(rows), torch.from_numpy(entry)]
+
+    def _with_next(
+        self, rows: NDArray[np.int64], entry: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The same entries and, where they are few, those of the next depths: a row alone costs as much as a dozen."""
+        depths = max(1, NOISE_ROWS_AT_ONCE // len(rows))
+        own = np.repeat(rows, depths)
+        column = (entry[:, None] + np.arange(depths)).ravel()
+        inside = column < self._known.shape[1]
+        own, column = own[inside], column[inside]
+        new = ~self._known[own, column]
+        return own[new], column[new]
 
 
 class Speculator:

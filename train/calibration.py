@@ -173,7 +173,7 @@ class _LoadRun:
             verified=int(verified.sum()),
             asked_levels=own.asked_levels,
             asked=own.asked,
-            noise_rows=int((own.state.temperature > 0).sum()) * (int(own.lengths.max()) + 1),
+            noise_rows=int((drafted + 1)[own.state.temperature > 0].sum()),
         )
         self.rows.append([*work, *(seconds[kind] for kind in KINDS), record.total_seconds])
 

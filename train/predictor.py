@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -11,8 +12,8 @@ from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingClassifier  # type: ignore[import-untyped]
 from sklearn.metrics import log_loss, roc_auc_score  # type: ignore[import-untyped]
 
-from specpilot.controllers import AcceptancePredictor
-from specpilot.controllers.acceptance import first_inputs, level_inputs
+from specpilot.controllers import LEVEL_FEATURES, AcceptancePredictor
+from specpilot.controllers.acceptance import FEATURE_OF_INPUT, LEVEL_INPUTS, first_inputs, level_inputs
 from specpilot.envs.trace import Trace
 
 Array = NDArray[Any]
@@ -87,20 +88,34 @@ def first_rows(trace: Trace, seed: int) -> FirstRows:
     return FirstRows(temperature, before, accepted)
 
 
-def fit_predictor(trace: Trace, seed: int, hidden: int = 16, steps: int = 800) -> AcceptancePredictor:
+CHEAP_FEATURES = ("margin", "agreement")
+"""What costs an engine next to nothing to tell: no pass over the vocabulary beside the one that finds the draft."""
+
+
+def fit_predictor(
+    trace: Trace, seed: int, hidden: int = 16, steps: int = 800, features: Collection[str] = CHEAP_FEATURES
+) -> AcceptancePredictor:
     """Fit to every drafted token of a recording, by log loss: ``steps`` of Adam with `BATCH` rows each.
+
+    Only the ``features`` of `LEVEL_FEATURES` are read, beside temperature and depth.
 
     The same seed gives the same predictor.
 
     Raises `ValueError` where the recording holds no confidence.
     """
     confidence = _confidence(trace)
+    if unknown := set(features).difference(LEVEL_FEATURES):
+        raise ValueError(f"no level feature is called {sorted(unknown)[0]!r}; there are {', '.join(LEVEL_FEATURES)}")
     rows = level_rows(trace)
     inputs = level_inputs(confidence[rows.position, rows.depth - 1], rows.temperature, rows.depth)
     # An output whose label is unknown weighs nothing.
     labels = np.stack([rows.accepted, rows.following], axis=1).astype(np.float32)
     weights = np.stack([np.ones(len(rows.depth)), rows.has_following], axis=1).astype(np.float32)
-    network = _fit_network(inputs, labels, weights, seed, hidden, steps)
+    read = np.asarray([of is None or LEVEL_FEATURES[of] in features for of in FEATURE_OF_INPUT])
+    network = _fit_network(inputs[:, read], labels, weights, seed, hidden, steps)
+    whole = np.zeros((len(LEVEL_INPUTS), hidden), dtype=np.float32)
+    whole[read] = network["hidden_weight"]
+    network["hidden_weight"] = whole
     return AcceptancePredictor({**network, **_fit_first(first_rows(trace, seed))})
 
 

@@ -24,7 +24,7 @@ def test_a_round_costs_what_the_cost_surface_says(seed: int) -> None:
     own = {name: float(rng.uniform(0, 0.2)) for name in (*names, "drafting", "draft_factor", "catch_up_factor")}
     costs = replace(base, overhead=RoundOverhead(**own))
     batch = int(rng.integers(1, 8))
-    state = round_state(batch, lag=rng.choice([0, 1, 30], batch), temperature=rng.integers(0, 2, batch))
+    state = round_state(batch, lag=rng.choice([0, 1, 30], batch), temperature=rng.integers(0, 2))
     lookup = CostLookup(costs, context_step=1)
     lengths = rng.integers(0, 6, (10, batch)) * rng.integers(0, 2, (10, 1))
     expected = [

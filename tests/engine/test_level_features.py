@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from specpilot.controllers import LEVEL_FEATURES, ConstantController, DraftLevel
 from specpilot.engine import ControllerError, Engine, EngineConfig, Pair, SamplingParams
+from specpilot.engine.draft_growth import ChosenTokens
 from specpilot.engine.level_features import draft_level
 
 SUBSETS = [subset for size in range(5) for subset in itertools.combinations(LEVEL_FEATURES, size)]
@@ -66,7 +67,9 @@ def test_features_are_their_definitions() -> None:
     tempered = 3 * torch.randn(6, 50, generator=generator)
     tempered[3:, 4:] = -torch.inf
     scores = tempered + torch.randn(6, 50, generator=generator)
-    level = draft_level(2, np.arange(6), tempered, scores, LEVEL_FEATURES, [1, 0, -1, 0, 1, 1])
+    chosen = ChosenTokens.choose(np.arange(6), scores, 1, None, np.zeros(6, dtype=np.bool_), with_margin=True)
+    assert (chosen.tokens[:, 0] == scores.argmax(-1)).all()
+    level = draft_level(2, np.arange(6), tempered, chosen.margin, LEVEL_FEATURES, [1, 0, -1, 0, 1, 1])
     probability = torch.softmax(tempered.double(), -1).numpy()
     ordered = np.sort(scores.double().numpy(), axis=-1)
     assert level.top1_probability == pytest.approx(probability.max(-1), rel=1e-5)

@@ -46,6 +46,7 @@ def round_state(batch: int, **values: Any) -> RoundState:
         "max_num_speculative_tokens": 8,
         "last_num_speculative_tokens": -1,
         "last_accepted_length": -1,
+        "tokens_left": 1,
     }
     fraction: dict[str, Any] = {"acceptance_rate": np.nan, "temperature": 0.0}
     arrays = {name: np.broadcast_to(values.pop(name, value), batch).astype(np.int64) for name, value in whole.items()}

@@ -1,0 +1,239 @@
+"""The guard: a controller may fail, dawdle or be worse than nothing, and the engine serves on as if it had not."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+
+from .action import MAX_LENGTH, MissingFeatureError
+from .constant import ConstantController
+from .controller import LEVEL_FEATURES, BoolArray, Controller, Decision, DraftLevel, IntArray, RoundOutcome, RoundState
+from .guard_probe import Probe
+
+FAULTS = ("error", "missing_feature", "not_finite", "wrong_type", "wrong_shape", "out_of_range", "overrun")
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class GuardSettings:
+    """When the guard steps in."""
+
+    budget_seconds: float = 0.01
+    """Longest time of one call of the controller."""
+    faults_in_a_row: int = 3
+    """After so many faulty rounds without a good one in between the controller is suspended."""
+    suspended_rounds: int = 500
+    probe_every: int = 2000
+    """Rounds between probes, fewer at first; 0: never. A probe takes ``probe_rounds`` rounds at the fallback's speed
+    and one catch-up of the drafter: 0.4 % of the rounds by default."""
+    probe_rounds: int = 8
+    """Rounds that each of the two is watched for."""
+    probes_needed: int = 5
+    """Probes before the controller may be demoted; the last 2 n - 1 count."""
+    tolerance: float = 0.03
+    """Demoted where the median of its speed over the fallback's is below one minus this."""
+    demoted_rounds: int = 20000
+
+    def __post_init__(self) -> None:
+        for name, least in (("faults_in_a_row", 1), ("suspended_rounds", 0), ("probe_every", 0), ("probe_rounds", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not self.budget_seconds > 0 or not 0 <= self.tolerance < 1 or self.probes_needed < 1:
+            raise ValueError("budget_seconds must be positive, tolerance 0 … 1 and probes_needed at least 1")
+
+
+@dataclass
+class GuardReport:
+    """What the guard has seen."""
+
+    rounds: int = 0
+    """Decided, by either."""
+    fallback_rounds: int = 0
+    """Of these, rounds that the fallback decided or had to finish."""
+    faults: Counter[str] = field(default_factory=Counter)
+    """By kind, see `FAULTS`; at most one a round, and one more if `Controller.observe` fails."""
+    suspensions: int = 0
+    demotions: int = 0
+    probes: int = 0
+    speed_ratio: float = float("nan")
+    """Median of the last probes: the controller's tokens per second over the fallback's."""
+
+
+class _FaultError(Exception):
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+class GuardedController(Controller):
+    """Asks ``inner``; where its answer is none, late, or it has proved to be slower, ``fallback`` answers.
+
+    After a fault the rest of the round is the fallback's: in `decide` it decides, later all requests stop drafting and
+    all drafts are verified. Faults are counted in `report` and logged once per kind. Every now and then a few rounds
+    of the fallback are compared with a few of ``inner`` (see `GuardSettings`).
+    """
+
+    def __init__(
+        self, inner: Controller, fallback: Controller | None = None, settings: GuardSettings | None = None
+    ) -> None:
+        """``fallback`` is trusted; it defaults to no speculation."""
+        self.inner = inner
+        self.fallback = fallback or ConstantController(0)
+        self.settings = settings or GuardSettings()
+        self.report = GuardReport()
+        self._probe = Probe(self.settings.probe_every, self.settings.probe_rounds, self.settings.probes_needed)
+        self._faults_in_a_row = 0
+        self._away = 0  # Rounds left until the inner controller is asked again.
+        self._own_round = True  # The inner controller decided this round and has not failed since.
+        self._faulty = False
+        self._batch = 0
+        self._follow(inner, LEVEL_FEATURES)
+
+    # ------------------------------------------------------------------ the round
+
+    def decide(self, state: RoundState) -> Decision:
+        """See `Controller.decide`."""
+        self._batch = len(state.request_ids)
+        self._faulty, self._decided = False, True
+        self.report.rounds += 1
+        self._own_round = self._away == 0 and not self._probe.wants_fallback(self._batch)
+        self._away = max(0, self._away - 1)
+        if self._own_round:
+            decision = self._asked(lambda: self.inner.decide(state), self._checked_decision)
+            if decision is not None:
+                return decision
+        else:
+            self.report.fallback_rounds += 1
+        self._follow(self.fallback, self.fallback.level_features)
+        self._decided = False
+        return self.fallback.decide(state)
+
+    def keep_drafting(self, level: DraftLevel) -> BoolArray:
+        """See `Controller.keep_drafting`."""
+        if not self._decided:
+            return self.fallback.keep_drafting(level)
+        answer = None
+        if self._own_round:
+            answer = self._asked(lambda: self.inner.keep_drafting(level), lambda told: _checked_answer(told, level))
+        return np.zeros(len(level.requests), dtype=np.bool_) if answer is None else answer
+
+    def verify_lengths(self, num_drafted: IntArray) -> IntArray:
+        """See `Controller.verify_lengths`."""
+        if not self._decided:
+            return self.fallback.verify_lengths(num_drafted)
+        answer = None
+        if self._own_round:
+            shown = num_drafted.copy()
+            answer = self._asked(
+                lambda: self.inner.verify_lengths(shown), lambda told: _checked_lengths(told, num_drafted)
+            )
+        return num_drafted if answer is None else answer
+
+    def observe(self, outcome: RoundOutcome) -> None:
+        """See `Controller.observe`. Told is who decided."""
+        if not self._decided:
+            self.fallback.observe(outcome)
+        elif self._own_round:
+            self._asked(lambda: self.inner.observe(outcome), lambda told: True)
+        if self._own_round and not self._faulty:
+            self._faults_in_a_row = 0
+        self._prove(outcome)
+
+    # ------------------------------------------------------------------ parts
+
+    def _asked(self, call: Callable[[], Any], check: Callable[[Any], T]) -> T | None:
+        """What the inner controller answers, checked; None where it fails."""
+        start = time.perf_counter()
+        try:
+            answer = check(call())
+            taken = time.perf_counter() - start
+            if taken > self.settings.budget_seconds:
+                raise _FaultError("overrun", f"took {taken:.3g} s, allowed are {self.settings.budget_seconds:g} s")
+            return answer
+        except _FaultError as fault:
+            self._note(fault.kind, str(fault))
+        except MissingFeatureError as error:
+            self._note("missing_feature", str(error))
+        except Exception as error:
+            self._note("error", f"{type(error).__name__}: {error}")
+        return None
+
+    def _note(self, kind: str, text: str) -> None:
+        """Count a fault, log the first of its kind, and suspend who does nothing else."""
+        if kind not in self.report.faults:
+            name = type(self.inner).__name__
+            _log.warning("%s: %s (%.200s); the fallback takes over, further ones are only counted", name, kind, text)
+        self.report.faults[kind] += 1
+        if not self._faulty:
+            self.report.fallback_rounds += 1
+            self._faults_in_a_row += 1
+        self._faulty, self._own_round = True, False
+        self._probe.abandon()
+        if self._faults_in_a_row >= self.settings.faults_in_a_row:
+            self._faults_in_a_row = 0
+            self._away = self.settings.suspended_rounds
+            self.report.suspensions += 1
+
+    def _checked_decision(self, decision: Any) -> Decision:
+        lengths = _checked_integers(decision.num_speculative_tokens, self._batch)
+        if lengths.size and not 0 <= int(lengths.min()) <= int(lengths.max()) <= MAX_LENGTH:
+            raise _FaultError("out_of_range", f"lengths must be 0 … {MAX_LENGTH}, got {lengths.tolist()!r:.80}")
+        features: Any = self.inner.level_features
+        if not set(features) <= set(LEVEL_FEATURES):
+            raise _FaultError("missing_feature", f"'level_features' names {features!r:.80}; there are {LEVEL_FEATURES}")
+        self._follow(self.inner, features)
+        return Decision(lengths)
+
+    def _follow(self, who: Controller, features: Collection[str]) -> None:
+        """What the engine reads before it asks."""
+        self.asks_every_level, self.trims = bool(who.asks_every_level), bool(who.trims)
+        self.level_features = features
+
+    def _prove(self, outcome: RoundOutcome) -> None:
+        """Enter the round into the probe; demote where it says so."""
+        seconds = outcome.draft_seconds + outcome.verify_seconds + outcome.catch_up_seconds + outcome.host_seconds
+        if self._away > 0 or not self._probe.enter(self._batch, int(outcome.num_committed.sum()), seconds):
+            return
+        self.report.probes += 1
+        self.report.speed_ratio = ratio = self._probe.speed_ratio
+        if self._probe.is_conclusive and ratio < 1 - self.settings.tolerance:
+            self.report.demotions += 1
+            self._away = self.settings.demoted_rounds
+            self._probe.forget()
+            name, rounds = type(self.inner).__name__, self.settings.demoted_rounds
+            _log.warning("%s: %.2f of the fallback's speed; demoted for %d rounds", name, ratio, rounds)
+
+
+def _checked_integers(value: Any, count: int) -> IntArray:
+    lengths = np.asarray(value)
+    if lengths.shape != (count,):
+        raise _FaultError("wrong_shape", f"expected one number per request ({count}), got shape {lengths.shape}")
+    if lengths.dtype.kind == "f" and not np.isfinite(lengths).all():
+        raise _FaultError("not_finite", f"got {lengths.tolist()!r:.80}")
+    if lengths.dtype.kind not in "iu":
+        raise _FaultError("wrong_type", f"expected integers, got {lengths.dtype}")
+    return lengths
+
+
+def _checked_lengths(value: Any, num_drafted: IntArray) -> IntArray:
+    lengths = _checked_integers(value, len(num_drafted))
+    if (lengths < 0).any() or (lengths > num_drafted).any():
+        raise _FaultError("out_of_range", f"expected 0 … {num_drafted.tolist()!r:.80}, got {lengths.tolist()!r:.80}")
+    return lengths
+
+
+def _checked_answer(value: Any, level: DraftLevel) -> BoolArray:
+    if not isinstance(value, np.ndarray) or value.dtype != np.bool_:
+        number = isinstance(value, np.ndarray) and value.dtype.kind == "f"
+        kind = "not_finite" if number and not np.isfinite(value).all() else "wrong_type"
+        raise _FaultError(kind, f"expected an array of bool, got {value!r:.80}")
+    if value.shape != level.requests.shape:
+        raise _FaultError("wrong_shape", f"expected shape {level.requests.shape}, got {value.shape}")
+    return value

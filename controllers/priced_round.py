@@ -1,0 +1,184 @@
+"""One round under the price rule: who starts, who goes on, what is verified. For one request without arrays.
+
+The rules are those of `price_rule`, and the choices are equal to theirs; only the arithmetic is arranged for a process
+in which a call of NumPy takes longer than the numbers of a small batch.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import numpy as np
+
+from .acceptance import AcceptancePredictor
+from .action import MissingFeatureError
+from .controller import LEVEL_FEATURES, BoolArray, DraftLevel, FloatArray, IntArray, RoundState
+from .price_rule import choose_going, choose_verified, descending
+from .round_costs import RoundCosts
+
+
+class PricedRound(Protocol):
+    """A round that drafts."""
+
+    def start(self, state: RoundState, chance: FloatArray, allowed: IntArray, gain: float) -> IntArray:
+        """``[B]`` lengths. ``chance``: of each first draft; ``allowed``: most tokens; ``gain``: `gain_of`."""
+
+    def keep(self, level: DraftLevel, predictor: AcceptancePredictor) -> BoolArray:
+        """See `Controller.keep_drafting`."""
+
+    def verified(self, num_drafted: IntArray) -> IntArray:
+        """See `Controller.verify_lengths`."""
+
+
+class SingleRound:
+    """A round of one request."""
+
+    def __init__(self, costs: RoundCosts, max_length: int, worth: float) -> None:
+        """``worth``: price of a second in tokens."""
+        self._costs, self._max_length, self._worth = costs, max_length, worth
+        self._curve = costs.curve_of_one(max_length)
+        self._level = costs.draft_of(1) + costs.per_draft + costs.per_level
+        self._survivals: list[float] = []
+        self._survival = 1.0
+
+    def start(self, state: RoundState, chance: FloatArray, allowed: IntArray, gain: float) -> IntArray:
+        """See `PricedRound.start`."""
+        costs, worth, curve = self._costs, self._worth, self._curve
+        self._temperature = state.temperature
+        behind = costs.fixed
+        if state.lag[0] > 1:
+            behind += float(costs.catch_up(state.lag)[0]) / max(float(state.tokens_left[0]) / gain, 1.0)
+        power = tokens = hope = float(chance[0])
+        self._length = 0
+        for length in range(1, self._max_length + 1):
+            if tokens - worth * (behind + length * self._level + curve[length] - curve[0]) > 0:
+                self._length = min(int(allowed[0]), self._max_length)
+                break
+            power *= hope
+            tokens += power
+        return np.asarray([self._length])
+
+    def keep(self, level: DraftLevel, predictor: AcceptancePredictor) -> BoolArray:
+        """See `PricedRound.keep`."""
+        told = [[float(getattr(level, name)[0]) for name in LEVEL_FEATURES]]
+        for name in predictor.level_features:
+            if math.isnan(told[0][LEVEL_FEATURES.index(name)]):
+                _complain(level, predictor)
+        accepted, following = predictor.level(told, self._temperature, level.depth)
+        survival = self._survival * float(accepted[0])
+        self._survival = survival
+        self._survivals.append(survival)
+        hope = survival * float(following[0])
+        if self._length <= level.depth:
+            return np.zeros(1, dtype=np.bool_)
+        curve = self._curve
+        start = min(len(self._survivals), len(curve) - 2)
+        return np.asarray([hope - self._worth * (self._level + curve[start + 1] - curve[start]) > 0])
+
+    def verified(self, num_drafted: IntArray) -> IntArray:
+        """See `PricedRound.verified`."""
+        worth, curve, tokens = self._worth, self._curve, 0.0
+        best, kept = -worth * curve[0], 0
+        for count, survival in enumerate(self._survivals, 1):
+            tokens += survival
+            if survival > 0 and tokens - worth * curve[count] > best:
+                best, kept = tokens - worth * curve[count], count
+        # Drafts that promise exactly as much as the last one kept are kept too, as in a batch.
+        while 0 < kept < len(self._survivals) and self._survivals[kept] == self._survivals[kept - 1]:
+            kept += 1
+        return np.minimum(kept, num_drafted)
+
+
+class BatchRound:
+    """A round of several requests."""
+
+    def __init__(self, costs: RoundCosts, max_length: int, worth: float) -> None:
+        """``worth``: price of a second in tokens."""
+        self._costs, self._max_length, self._worth = costs, max_length, worth
+        requests = costs.requests
+        self._draft = costs.draft()
+        self._curve = costs.curve(requests * max_length)
+        self._survival = np.ones(requests)
+        self._survivals = np.zeros((requests, max_length))
+        self._planned = 0
+
+    def start(self, state: RoundState, chance: FloatArray, allowed: IntArray, gain: float) -> IntArray:
+        """See `PricedRound.start`."""
+        self._temperature = state.temperature
+        self._lengths = lengths = np.zeros(len(chance), dtype=np.int64)
+        able = np.flatnonzero(allowed > 0)
+        own = chance[able]
+        behind, lag = np.zeros(len(able)), state.lag[able]
+        lagging = lag > 1
+        if lagging.any():
+            rounds = np.maximum(state.tokens_left[able] / gain, 1.0)
+            behind[lagging] = self._costs.catch_up(lag[lagging]) / rounds[lagging]
+        order = descending(own - self._worth * behind)
+        count = self._count_starters(own[order], behind[order])
+        chosen = able[order[:count]]
+        lengths[chosen] = np.minimum(allowed[chosen], self._max_length)
+        return lengths
+
+    def _count_starters(self, chance: FloatArray, behind: FloatArray) -> int:
+        """`price_rule.choose_starters`, for all lengths at once."""
+        count, costs = len(chance), self._costs
+        length = np.arange(1, self._max_length + 1)[:, None]  # [L, 1]
+        tokens = np.empty((self._max_length, count))
+        tokens[:] = chance
+        np.multiply.accumulate(tokens, axis=0, out=tokens)
+        np.add.accumulate(tokens, axis=1, out=tokens)
+        np.add.accumulate(tokens, axis=0, out=tokens)
+        seconds = costs.fixed + np.add.accumulate(behind) + length * (self._draft[1 : count + 1] + costs.per_level)
+        seconds += self._curve[length * np.arange(1, count + 1)]
+        seconds -= self._curve[0]
+        seconds *= self._worth
+        tokens -= seconds
+        best = int(tokens.argmax())
+        return best % count + 1 if tokens.ravel()[best] > 0 else 0
+
+    def keep(self, level: DraftLevel, predictor: AcceptancePredictor) -> BoolArray:
+        """See `PricedRound.keep`."""
+        own, depth = level.requests, level.depth
+        told = np.empty((len(own), 4))
+        told[:, 0], told[:, 1] = level.top1_probability, level.entropy
+        told[:, 2], told[:, 3] = level.margin, level.agreement
+        accepted, following = predictor.level(told, self._temperature[own], depth)
+        survival = self._survival[own] * accepted
+        self._survival[own] = survival
+        self._survivals[own, depth - 1] = survival
+        self._planned += len(own)
+        hope = survival * following
+        if np.isnan(hope).any():
+            _complain(level, predictor)
+        going = np.zeros(len(own), dtype=np.bool_)
+        longer = np.flatnonzero(self._lengths[own] > depth)
+        if len(longer):
+            hope = hope[longer]
+            order = descending(hope)
+            going[longer[order[: self._count_going(hope[order])]]] = True
+        return going
+
+    def _count_going(self, gain: FloatArray) -> int:
+        count = len(gain)
+        start = min(self._planned, len(self._curve) - 1 - count)
+        curve = self._curve[start : start + count + 1]
+        return choose_going(gain, self._draft[: count + 1], curve, self._costs.per_level, self._worth)
+
+    def verified(self, num_drafted: IntArray) -> IntArray:
+        """See `PricedRound.verified`."""
+        flat = np.sort(self._survivals, axis=None)[::-1]
+        flat = flat[: np.count_nonzero(flat)]
+        kept = choose_verified(flat, self._curve[: len(flat) + 1], self._worth)
+        if kept == 0:
+            return np.zeros_like(num_drafted)
+        kept_of_each: IntArray = (self._survivals >= flat[kept - 1]).sum(axis=1)
+        return np.minimum(kept_of_each, num_drafted)
+
+
+def _complain(level: DraftLevel, predictor: AcceptancePredictor) -> None:
+    """Raise for the first feature that is no number."""
+    for name in predictor.level_features:
+        if np.isnan(getattr(level, name)).any():
+            raise MissingFeatureError(f"feature {name!r} of a draft level is NaN; the backend must provide it")
+    raise MissingFeatureError("a chance of acceptance is NaN; fit the predictor again")

@@ -1,0 +1,1 @@
+"""Gymnasium environments around a draft/target pair: replayed from recordings, or live."""

@@ -1,0 +1,163 @@
+"""Many replayed engines side by side, each deciding once a step: what training runs on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..controllers import CostSurface
+from ..controllers.acceptance import AcceptancePredictor
+from ..controllers.observation import NUM_FEATURES
+from ..controllers.priced import Action
+from . import replay_kernel as kernel
+from .replay import ReplayConfig
+from .replay_state import Fleet, FloatArray, IntArray, Recording, Schedule
+from .trace import Trace
+from .traffic import ArrivalFile, Traffic, make_schedule
+
+REWARDS = ("request_speed", "throughput", "round_ratio")
+PRICE_DECAY = 0.9995
+"""Per round, of a scenario's running tokens and seconds: what a second earns in the long run."""
+
+
+@dataclass(frozen=True)
+class FleetConfig:
+    """What is served and what counts."""
+
+    traffic: tuple[Traffic, ...] = (Traffic(),)
+    """Scenarios; every episode draws one."""
+    max_rounds: int = 256
+    """Rounds of an episode; it also ends when its requests are served."""
+    reward: str = "request_speed"
+    """``request_speed``: tokens - s * request-seconds, s the running tokens per request-second, request-seconds the time
+    times the requests in the system (in closed loop the same as throughput). ``throughput``: tokens - r * seconds, r the
+    running tokens per second. ``round_ratio``: tokens / seconds of each round over plain decoding's, as Learning to
+    Draft (arXiv 2603.01639) uses it; another objective, kept for comparison."""
+
+    def __post_init__(self) -> None:
+        if self.reward not in REWARDS:
+            raise ValueError(f"reward must be one of {REWARDS}, got {self.reward!r}")
+        if self.max_rounds < 1:
+            raise ValueError(f"max_rounds must be at least 1, got {self.max_rounds}")
+        if not self.traffic:
+            raise ValueError("traffic needs at least one scenario")
+
+
+class ReplayFleet:
+    """``E`` engines, one observation and one action each per step; a new episode begins where one ends."""
+
+    def __init__(
+        self,
+        trace: Trace,
+        surface: CostSurface,
+        predictor: AcceptancePredictor,
+        config: FleetConfig,
+        engine: ReplayConfig,
+        num_envs: int,
+        seed: int,
+    ) -> None:
+        """Everything random comes from ``seed``."""
+        self.trace, self.config, self.engine = trace, config, engine
+        self.costs = engine.bake(surface, trace.max_num_speculative_tokens)
+        self.recording = Recording.of(trace, predictor)
+        self.num_envs = num_envs
+        self.rng = np.random.default_rng(seed)
+        self._arrivals = {t.path: ArrivalFile.load(t.path) for t in config.traffic if t.path is not None}
+        requests = [self._num_requests(traffic) for traffic in config.traffic]
+        empty = np.zeros((num_envs, max(requests)), dtype=np.int64)
+        counts = np.zeros(num_envs, dtype=np.int64)
+        self.schedule = Schedule(empty.astype(float), empty.copy(), empty.copy(), empty.copy(), counts, counts.copy())
+        self.fleet = Fleet.new(self.schedule, engine.max_num_seqs)
+        self.scenario = np.zeros(num_envs, dtype=np.int64)
+        self.rounds = np.zeros(num_envs, dtype=np.int64)
+        self.observations = np.zeros((num_envs, NUM_FEATURES))
+        self._sums = np.full((len(config.traffic), 2), 1e-9)
+        """Per scenario, decayed tokens and (request-)seconds."""
+        self._gained = np.zeros((num_envs, 4))
+        self._alive = np.zeros(num_envs, dtype=np.int64)
+
+    def _num_requests(self, traffic: Traffic) -> int:
+        """Enough for an episode: a request takes three rounds or more, unless it is very short."""
+        at_once = traffic.concurrency if traffic.mode == "closed" else self.engine.max_num_seqs
+        return at_once * (2 + self.config.max_rounds // 6)
+
+    def seed(self, seed: int) -> None:
+        """Start the random numbers again."""
+        self.rng = np.random.default_rng(seed)
+
+    def reset(self, e: int, scenario: int | None = None) -> None:
+        """Begin an episode in engine ``e``."""
+        chosen = int(self.rng.integers(len(self.config.traffic))) if scenario is None else scenario
+        traffic = self.config.traffic[chosen]
+        self.scenario[e], self.rounds[e] = chosen, 0
+        fresh = make_schedule(
+            self.trace,
+            traffic,
+            self.costs,
+            self.engine.max_num_seqs,
+            self._num_requests(traffic),
+            self.rng,
+            self._arrivals.get(traffic.path),
+        )
+        kernel.reset_engine(self.schedule, self.fleet, fresh, e)
+        kernel.begin(self.recording, self.schedule, self.fleet, self.costs, self.engine.prefill_chunk, e)
+        kernel.observe(
+            self.recording, self.schedule, self.fleet, self.costs, self.kv_tokens, e, self.observations[e]
+        )
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens that the KV cache of an engine holds."""
+        return self.engine.max_num_seqs * self.engine.max_model_len
+
+    def step(self, actions: Sequence[Action]) -> tuple[FloatArray, IntArray, IntArray]:
+        """Play one round everywhere. Returns rewards ``[E]``, where all requests are served, and where time is up.
+
+        Episodes that ended are not begun again: call `reset`. `observations` holds what comes next.
+        """
+        lengths = np.asarray([action.max_length for action in actions], dtype=np.int64)
+        prices = np.asarray([action.price for action in actions], dtype=np.float64)
+        kernel.step_all(
+            self.recording,
+            self.schedule,
+            self.fleet,
+            self.costs,
+            self.engine.prefill_chunk,
+            self.kv_tokens,
+            lengths,
+            prices,
+            self.observations,
+            self._gained,
+            self._alive,
+        )
+        self.rounds += 1
+        served = (self._alive == 0).astype(np.int64)
+        late = ((self.rounds >= self.config.max_rounds) & (served == 0)).astype(np.int64)
+        return self._rewards(), served, late
+
+    def _rewards(self) -> FloatArray:
+        """``[E]``, per decoding request."""
+        tokens, busy, weight, requests = self._gained.T
+        seconds = busy if self.config.reward != "request_speed" else weight
+        if self.config.reward == "round_ratio":
+            plain = np.exp(self.observations[:, _LOG_PLAIN])
+            return tokens / requests * plain / np.maximum(busy, 1e-9)
+        for scenario in range(len(self.config.traffic)):
+            chosen = self.scenario == scenario
+            if chosen.any():
+                self._sums[scenario] *= PRICE_DECAY ** int(chosen.sum())
+                self._sums[scenario] += (tokens[chosen].sum(), seconds[chosen].sum())
+        worth = (self._sums[:, 0] / self._sums[:, 1])[self.scenario]
+        rewards: FloatArray = (tokens - worth * seconds) / requests
+        return rewards
+
+
+def _index(name: str) -> int:
+    from ..controllers.observation import FEATURE_NAMES
+
+    return FEATURE_NAMES.index(name)
+
+
+_LOG_PLAIN = _index("log_plain_seconds")
