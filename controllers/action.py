@@ -20,7 +20,8 @@ class Action(NamedTuple):
     max_length: int
     """Largest speculation length of any request; 0 turns speculation off."""
     price: float
-    """What a second is worth, as a multiple of what it earns now: 1 is the rule's own estimate, more is thriftier."""
+    """What a second is worth, as a multiple of what it earns now: 1 is the rule's own estimate, more is thriftier.
+    0: time costs nothing, every request gets ``max_length`` without further questions."""
 
 
 class Features(Protocol):

@@ -39,7 +39,7 @@ class CostTable(NamedTuple):
     @property
     def max_num_speculative_tokens(self) -> int:
         """K."""
-        return self.verify.shape[1] - 3
+        return int(self.verify.shape[1]) - 3
 
     @classmethod
     def bake(cls, surface: CostSurface, max_batch: int, max_num_speculative_tokens: int, max_context: int) -> CostTable:

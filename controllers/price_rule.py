@@ -23,7 +23,7 @@ def verify_curve(verify: FloatArray, batch: int, count: int) -> FloatArray:
     """
     tokens = 1.0 + np.arange(count + 1) / batch
     low = np.minimum(tokens.astype(np.int64), len(verify) - 2)
-    return verify[low] + (tokens - low) * (verify[low + 1] - verify[low])
+    return np.asarray(verify[low] + (tokens - low) * (verify[low + 1] - verify[low]))
 
 
 def choose_starters(

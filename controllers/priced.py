@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from .acceptance import AcceptancePredictor
@@ -22,11 +24,13 @@ class PricedController(Controller):
 
     A token is drafted, and verified, where its predicted chance of being accepted is worth its seconds on this
     machine at the action's price (`price_rule`). The price's unit is what the engine earns per second at this batch
-    size: plain decoding's tokens per second times the running gain.
+    size: plain decoding's tokens per second times the running gain. At price 0 time costs nothing: every request gets the
+    action's length, and no question is asked, which would cost time too.
     """
 
-    asks_every_level = True
-    trims = True
+    asks_every_level: bool
+    trims: bool
+    """Both change with the action: False at price 0."""
 
     def __init__(
         self,
@@ -41,6 +45,7 @@ class PricedController(Controller):
 
         Larger batches cost what the largest one does; beyond the last context costs go on with their last slope.
         """
+        self.asks_every_level = self.trims = True
         self.policy = policy
         self.predictor = predictor
         self.surface = surface
@@ -55,24 +60,47 @@ class PricedController(Controller):
         self.action = Action(0, 1.0)
         """Of the last decision."""
         self._costs = RoundCosts(self.costs)
+        self._first_numbers = predictor.first_numbers
         self._round: PricedRound | None = None
         self._longest_length = 0
 
     def decide(self, state: RoundState) -> Decision:
         """See `Controller.decide`."""
         requests, costs = len(state.request_ids), self._costs
-        costs.enter(requests, float(state.context_length.max()))
-        chance = self.predictor.first(state.temperature, state.acceptance_rate).astype(np.float64)
+        costs.enter(requests, float(max(state.context_length.tolist())))
+        chance = self._first_chances(state)
         self.features.enter(state, chance, costs)
         self.action = action = self.policy.act(self.features)
         self._round = None
+        self.asks_every_level = self.trims = action.price > 0
         allowed = np.minimum(state.max_num_speculative_tokens, self.maximum)
-        if action.max_length > 0 and allowed.max() > 0:
+        if action.price == 0:
+            lengths = np.minimum(allowed, action.max_length)
+        elif action.max_length > 0 and max(allowed.tolist()) > 0:
             lengths = self._begin(requests, action).start(state, chance, allowed, self._gain)
         else:
             lengths = np.zeros(requests, dtype=np.int64)
-        self._longest_length = int(lengths.max())
+        self._longest_length = max(lengths.tolist())
         return Decision(lengths)
+
+    def _first_chances(self, state: RoundState) -> FloatArray:
+        """``[B]`` `AcceptancePredictor.first` in float64, as the compiled replay has it, and in fewer steps."""
+        of_rate, of_none, of_temperature, of_greedy, constant = self._first_numbers
+        rate, temperature = state.acceptance_rate, state.temperature
+        if len(rate) == 1:
+            own, heat = rate.item(), temperature.item()
+            score = constant + of_temperature * heat + (of_greedy if heat == 0 else 0.0)
+            score += of_none if own != own else of_rate * own
+            return np.asarray([0.5 + 0.5 * math.tanh(0.5 * score)])
+        scores: FloatArray = np.where(rate != rate, of_none, of_rate * rate)
+        scores += of_temperature * temperature
+        scores += of_greedy * (temperature == 0)
+        scores += constant
+        scores *= 0.5
+        np.tanh(scores, out=scores)
+        scores *= 0.5
+        scores += 0.5
+        return scores
 
     def _begin(self, requests: int, action: Action) -> PricedRound:
         costs = self._costs

@@ -96,46 +96,48 @@ class BatchRound:
     def __init__(self, costs: RoundCosts, max_length: int, worth: float) -> None:
         """``worth``: price of a second in tokens."""
         self._costs, self._max_length, self._worth = costs, max_length, worth
-        requests = costs.requests
-        self._draft = costs.draft()
-        self._curve = costs.curve(requests * max_length)
-        self._survival = np.ones(requests)
-        self._survivals = np.zeros((requests, max_length))
+        self._draft, self._curve, self._plans = costs.rows(max_length)
+        self._survival = np.ones(costs.requests)
+        self._survivals = np.zeros((costs.requests, max_length))
         self._planned = 0
 
     def start(self, state: RoundState, chance: FloatArray, allowed: IntArray, gain: float) -> IntArray:
         """See `PricedRound.start`."""
         self._temperature = state.temperature
+        everyone = min(allowed.tolist()) > 0
+        able, behind = np.arange(len(chance)) if everyone else np.flatnonzero(allowed > 0), None
+        own = promise = chance if everyone else chance[able]
+        if max(state.lag.tolist()) > 1:
+            behind = self._behind(state, able, gain)
+            promise = own - self._worth * behind
+        order = descending(promise)
+        count = self._count_starters(own[order], None if behind is None else behind[order])
         self._lengths = lengths = np.zeros(len(chance), dtype=np.int64)
-        able = np.flatnonzero(allowed > 0)
-        own = chance[able]
-        behind, lag = np.zeros(len(able)), state.lag[able]
-        lagging = lag > 1
-        if lagging.any():
-            rounds = np.maximum(state.tokens_left[able] / gain, 1.0)
-            behind[lagging] = self._costs.catch_up(lag[lagging]) / rounds[lagging]
-        order = descending(own - self._worth * behind)
-        count = self._count_starters(own[order], behind[order])
-        chosen = able[order[:count]]
-        lengths[chosen] = np.minimum(allowed[chosen], self._max_length)
+        if count:
+            chosen = able[order[:count]]
+            lengths[chosen] = np.minimum(allowed[chosen], self._max_length)
         return lengths
 
-    def _count_starters(self, chance: FloatArray, behind: FloatArray) -> int:
+    def _behind(self, state: RoundState, able: IntArray, gain: float) -> FloatArray:
+        """Seconds that lag costs each of the ``able`` requests, spread over the rounds it has left."""
+        lag, behind = state.lag[able], np.zeros(len(able))
+        lagging = lag > 1
+        rounds = np.maximum(state.tokens_left[able] / gain, 1.0)
+        behind[lagging] = self._costs.catch_up(lag[lagging]) / rounds[lagging]
+        return behind
+
+    def _count_starters(self, chance: FloatArray, behind: FloatArray | None) -> int:
         """`price_rule.choose_starters`, for all lengths at once."""
-        count, costs = len(chance), self._costs
-        length = np.arange(1, self._max_length + 1)[:, None]  # [L, 1]
+        count = len(chance)
         tokens = np.empty((self._max_length, count))
         tokens[:] = chance
         np.multiply.accumulate(tokens, axis=0, out=tokens)
         np.add.accumulate(tokens, axis=1, out=tokens)
         np.add.accumulate(tokens, axis=0, out=tokens)
-        seconds = costs.fixed + np.add.accumulate(behind) + length * (self._draft[1 : count + 1] + costs.per_level)
-        seconds += self._curve[length * np.arange(1, count + 1)]
-        seconds -= self._curve[0]
-        seconds *= self._worth
-        tokens -= seconds
+        seconds = self._plans[:, :count] if behind is None else self._plans[:, :count] + np.add.accumulate(behind)
+        tokens -= self._worth * seconds
         best = int(tokens.argmax())
-        return best % count + 1 if tokens.ravel()[best] > 0 else 0
+        return best % count + 1 if tokens.item(best) > 0 else 0
 
     def keep(self, level: DraftLevel, predictor: AcceptancePredictor) -> BoolArray:
         """See `PricedRound.keep`."""

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from .controller import FloatArray, IntArray
 from .cost_table import CHUNK_STEP, CONTEXT_STEP, CostTable
-from .price_rule import ANSWER, ASKED, DRAFTING, LEVEL, REQUEST_LEVEL, VERIFIED
+from .price_rule import ANSWER, ASKED, DRAFTING, LEVEL, REQUEST_LEVEL, VERIFIED, verify_curve
 
-_CACHED_SHAPES = 256
+_CACHED_ROWS = 1024
+
+
+class RoundRows(NamedTuple):
+    """What a round of ``B`` requests that may draft ``L`` tokens each can cost, in seconds."""
+
+    draft: FloatArray
+    """``[B + 1]`` a draft level by requests, with what each of them costs beside the pass."""
+    curve: FloatArray
+    """``[B * L + 1]`` verifying that many drafted tokens: `price_rule.verify_curve` with the host's part."""
+    plans: FloatArray
+    """``[L, B]`` l + 1 tokens drafted by the first m + 1 requests, all in all, beyond a round without speculation."""
 
 
 class RoundCosts:
-    """Look-ups of `CostTable`, all at the context that `enter` names; the numbers are `interpolate`'s."""
+    """Look-ups of `CostTable`, all at the context that `enter` names; the numbers are those of `interpolate`.
+
+    Between two contexts of the table everything is linear, so rows are kept at the lower one and as a slope.
+    """
 
     def __init__(self, table: CostTable) -> None:
         self.table = table
@@ -20,7 +36,8 @@ class RoundCosts:
         self.fixed, self.per_level = self.work[DRAFTING], self.work[LEVEL] + self.work[ASKED]
         self.per_draft = self.work[REQUEST_LEVEL] + self.work[ANSWER]
         self._level = np.ascontiguousarray(table.draft[:, 1])
-        self._shapes = dict[tuple[int, int], tuple[IntArray, FloatArray, FloatArray]]()
+        self._rows = dict[tuple[int, int, int], tuple[RoundRows, RoundRows]]()
+        self._verify = dict[tuple[int, int], tuple[FloatArray, FloatArray]]()
         self.enter(1, 1.0)
 
     def enter(self, requests: int, longest: float) -> None:
@@ -28,18 +45,20 @@ class RoundCosts:
         self.requests = requests
         self.batch = batch = min(requests, self.table.max_batch)
         where = longest / CONTEXT_STEP
-        self._column = min(int(where), self._level.shape[-1] - 2)
-        self._right = where - self._column
-        self._verify = self._at(self.table.verify[batch])
-        self.verify: list[float] = self._verify.tolist()
+        self._column = column = min(int(where), self._level.shape[-1] - 2)
+        self._right = where - column
+        known = self._verify.get((batch, column))
+        if known is None:
+            known = self._verify[batch, column] = self._at_column(self.table.verify[batch])
+        self.verify: list[float] = (known[0] + self._right * known[1]).tolist()
+        """``[K + 3]`` seconds of verification by tokens per request."""
         self.plain = self.verify[1] + self.work[0] + batch * self.work[1]
         """Seconds of the round if nothing is drafted."""
 
-    def _at(self, rows: FloatArray) -> FloatArray:
-        """``[n]`` of ``rows`` ``[n, C]`` at the round's context."""
+    def _at_column(self, rows: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """``[n]`` each of ``rows`` ``[n, C]``: the lower context's, and the difference to the next."""
         low = rows[:, self._column]
-        found: FloatArray = low + self._right * (rows[:, self._column + 1] - low)
-        return found
+        return low.copy(), rows[:, self._column + 1] - low
 
     def draft_of(self, count: int) -> float:
         """Seconds of a draft level of ``count`` requests, its pass alone."""
@@ -48,44 +67,43 @@ class RoundCosts:
         found: float = low + self._right * (float(row[self._column + 1]) - low)
         return found
 
-    def draft(self) -> FloatArray:
-        """``[B + 1]`` seconds of a draft level by requests, with what each of them costs beside the pass."""
-        if self.requests <= self.table.max_batch:
-            rows = self._level[: self.requests + 1]
-        else:
-            rows = self._level[np.minimum(np.arange(self.requests + 1), self.table.max_batch)]
-        found: FloatArray = self._at(rows) + self.per_draft * np.arange(self.requests + 1)
-        return found
+    def rows(self, max_length: int) -> RoundRows:
+        """For drafts of up to ``max_length`` tokens."""
+        key = (self.requests, self._column, max_length)
+        known = self._rows.get(key)
+        if known is None:
+            if len(self._rows) >= _CACHED_ROWS:
+                self._rows.clear()
+            known = self._rows[key] = self._new_rows(max_length)
+        right = self._right
+        return RoundRows(*(low + right * slope for low, slope in zip(*known, strict=True)))
 
-    def curve(self, count: int) -> FloatArray:
-        """``[count + 1]`` seconds of verifying that many drafted tokens: `verify_curve` with the host's part."""
-        low, weight, host = self._shapes.get((self.batch, count)) or self._shape(count)
-        start = self._verify[low]
-        found: FloatArray = start + weight * (self._verify[low + 1] - start) + host
-        return found
-
-    def _shape(self, count: int) -> tuple[IntArray, FloatArray, FloatArray]:
-        counts: IntArray = np.arange(count + 1)
-        tokens: FloatArray = (1.0 + counts / self.batch).astype(np.float64)
-        low: IntArray = np.minimum(tokens.astype(np.int64), len(self._verify) - 2)
-        if len(self._shapes) >= _CACHED_SHAPES:
-            self._shapes.clear()
-        weight: FloatArray = tokens - low
-        host: FloatArray = self.work[VERIFIED] * counts
-        self._shapes[self.batch, count] = low, weight, host
-        return low, weight, host
+    def _new_rows(self, max_length: int) -> tuple[RoundRows, RoundRows]:
+        """At the lower context, and the difference to the next."""
+        counts, tokens = np.arange(self.requests + 1), np.arange(self.requests * max_length + 1)
+        found = []
+        for levels, verify, work in zip(
+            self._at_column(self._level), self._at_column(self.table.verify[self.batch]), (1.0, 0.0), strict=True
+        ):
+            draft = levels[np.minimum(counts, self.table.max_batch)] + work * self.per_draft * counts
+            curve = verify_curve(verify, self.batch, len(tokens) - 1) + work * self.work[VERIFIED] * tokens
+            length = np.arange(1, max_length + 1)[:, None]
+            plans = work * self.fixed + length * (draft[1:] + work * self.per_level)
+            found.append(RoundRows(draft, curve, plans + curve[length * counts[1:]] - curve[0]))
+        return found[0], found[1]
 
     def curve_of_one(self, count: int) -> list[float]:
-        """`curve` of a round of one request."""
+        """`RoundRows.curve` of a round of one request."""
         verify, host, last = self.verify, self.work[VERIFIED], len(self.verify) - 2
         if count < last:  # At whole tokens per request nothing is interpolated.
             return [verify[1 + drafted] + host * drafted for drafted in range(count + 1)]
-        found: list[float] = self.curve(count).tolist()
+        found: list[float] = self.rows(count).curve.tolist()
         return found
 
     def catch_up(self, lags: IntArray) -> FloatArray:
         """``[n]`` seconds of bringing drafters up to date that lag by ``lags`` ``[n]`` tokens, one by one."""
-        seconds = self._at(self.table.catch_up[min(1, self.table.max_batch)])
+        low_context, slope = self._at_column(self.table.catch_up[1])
+        seconds = low_context + self._right * slope
         chunks = np.maximum(lags / CHUNK_STEP, 1.0)
         low = np.minimum(chunks.astype(np.int64), len(seconds) - 2)
         found: FloatArray = seconds[low] + (chunks - low) * (seconds[low + 1] - seconds[low])

@@ -44,8 +44,11 @@ def checked_keep_drafting(controller: Controller, speculating: NDArray[np.int64]
     What it returns raises `ControllerError`.
     """
 
+    everyone = bool((speculating == np.arange(len(speculating))).all())
+
     def keep_drafting(level: DraftLevel) -> NDArray[np.bool_]:
-        answer = controller.keep_drafting(replace(level, requests=speculating[level.requests]))
+        own = level if everyone else replace(level, requests=speculating[level.requests])
+        answer = controller.keep_drafting(own)
         if not (isinstance(answer, np.ndarray) and answer.dtype == np.bool_ and answer.shape == level.requests.shape):
             raise ControllerError(
                 f"{type(controller).__name__}.keep_drafting must return one bool per request "

@@ -25,11 +25,14 @@ def draft_level(
     are ``[A]``. What is not in ``features`` is NaN.
     """
     columns = _confidence(tempered, features)
-    if margin is not None:
-        columns["margin"] = margin
-    # One transfer for all columns: each would wait for the device.
-    values = torch.stack(list(columns.values())).cpu().numpy().astype(np.float64) if columns else ()
-    known = dict(zip(columns, values, strict=True))
+    if margin is not None and not columns:
+        known = {"margin": margin.cpu().numpy().astype(np.float64)}
+    else:
+        if margin is not None:
+            columns["margin"] = margin
+        # One transfer for all columns: each would wait for the device.
+        values = torch.stack(list(columns.values())).cpu().numpy().astype(np.float64) if columns else ()
+        known = dict(zip(columns, values, strict=True))
     unknown = np.full(len(requests), np.nan)
     return DraftLevel(
         depth=depth,

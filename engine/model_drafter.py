@@ -102,8 +102,13 @@ class ModelDrafter(Drafter):
             going = lengths[active] > depth
             if context.keep_drafting is not None and (context.asks_last_level or going.any()):
                 _add_levels(pending, drafts)
-                asked = np.arange(len(active)) if context.asks_last_level else np.flatnonzero(going)
-                going[asked] &= self._ask(context, depth, requests, drafts, active, asked, tempered, chosen.margin)
+                if context.asks_last_level:
+                    going &= self._ask(context, depth, requests, drafts, active, tempered, chosen.margin)
+                else:
+                    asked = np.flatnonzero(going)
+                    index = torch.from_numpy(asked).to(tempered.device)
+                    margin = None if chosen.margin is None else chosen.margin[index]
+                    going[asked] = self._ask(context, depth, requests, drafts, active[asked], tempered[index], margin)
             if not going.any():
                 break
             step = self._next_step(step, requests, active, going, depth, chosen.tokens[:, 0])
@@ -118,20 +123,16 @@ class ModelDrafter(Drafter):
         depth: int,
         requests: Sequence[Request],
         drafts: Sequence[GrowingDraft],
-        active: NDArray[np.int64],
         asked: NDArray[np.int64],
         tempered: torch.Tensor,
         margin: torch.Tensor | None,
     ) -> NDArray[np.bool_]:
-        """The controller's answer for the ``asked`` of the ``active`` requests."""
+        """The controller's answer for the requests ``asked`` ``[A]``, of which the tensors' rows are."""
         assert context.keep_drafting is not None
-        rows, agreement = active[asked], None
+        agreement = None
         if "agreement" in context.level_features:
-            agreement = [self._agreement.of(requests[index], drafts[index].drafted) for index in rows.tolist()]
-        if len(asked) < len(active):
-            index = torch.from_numpy(asked).to(tempered.device)
-            tempered, margin = tempered[index], None if margin is None else margin[index]
-        return context.keep_drafting(draft_level(depth, rows, tempered, margin, context.level_features, agreement))
+            agreement = [self._agreement.of(requests[index], drafts[index].drafted) for index in asked.tolist()]
+        return context.keep_drafting(draft_level(depth, asked, tempered, margin, context.level_features, agreement))
 
     def commit(self, request: Request, draft: Draft, path: tuple[int, ...]) -> None:
         """See `Drafter.commit`: what the drafter fed itself stays valid as far as its main chain was accepted."""

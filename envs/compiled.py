@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 
@@ -15,8 +15,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def compiled(function: F) -> F:
     """Compile for one thread, keep the machine code beside the source, let other threads run meanwhile."""
-    result: F = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
-    return result
+    result: Any = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+    return cast(F, result)
 
 
 def _bound(function: Callable[..., Any], **compiled_calls: Any) -> Any:

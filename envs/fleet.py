@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..controllers import CostSurface
 from ..controllers.acceptance import AcceptancePredictor
-from ..controllers.observation import NUM_FEATURES
+from ..controllers.observation import FEATURE_NAMES, NUM_FEATURES
 from ..controllers.priced import Action
 from . import replay_kernel as kernel
 from .replay import ReplayConfig
@@ -18,6 +19,7 @@ from .trace import Trace
 from .traffic import ArrivalFile, Traffic, make_schedule
 
 REWARDS = ("request_speed", "throughput", "round_ratio")
+_LOG_PLAIN = FEATURE_NAMES.index("log_plain_seconds")
 PRICE_DECAY = 0.9995
 """Per round, of a scenario's running tokens and seconds: what a second earns in the long run."""
 
@@ -35,6 +37,8 @@ class FleetConfig:
     times the requests in the system (in closed loop the same as throughput). ``throughput``: tokens - r * seconds, r the
     running tokens per second. ``round_ratio``: tokens / seconds of each round over plain decoding's, as Learning to
     Draft (arXiv 2603.01639) uses it; another objective, kept for comparison."""
+    max_requests: int | None = None
+    """Requests of an episode; None: more than its rounds can serve."""
 
     def __post_init__(self) -> None:
         if self.reward not in REWARDS:
@@ -81,11 +85,14 @@ class ReplayFleet:
     def _num_requests(self, traffic: Traffic) -> int:
         """Enough for an episode: a request takes three rounds or more, unless it is very short."""
         at_once = traffic.concurrency if traffic.mode == "closed" else self.engine.max_num_seqs
+        if self.config.max_requests is not None:
+            return max(self.config.max_requests, 5 * at_once)
         return at_once * (2 + self.config.max_rounds // 6)
 
-    def seed(self, seed: int) -> None:
-        """Start the random numbers again."""
+    def seed(self, seed: int | Sequence[int] | np.random.Generator) -> None:
+        """Start the random numbers and the running price of a second again, so that all that follows repeats."""
         self.rng = np.random.default_rng(seed)
+        self._sums[:] = 1e-9
 
     def reset(self, e: int, scenario: int | None = None) -> None:
         """Begin an episode in engine ``e``."""
@@ -99,13 +106,27 @@ class ReplayFleet:
             self.engine.max_num_seqs,
             self._num_requests(traffic),
             self.rng,
-            self._arrivals.get(traffic.path),
+            None if traffic.path is None else self._arrivals[traffic.path],
         )
         kernel.reset_engine(self.schedule, self.fleet, fresh, e)
         kernel.begin(self.recording, self.schedule, self.fleet, self.costs, self.engine.prefill_chunk, e)
-        kernel.observe(
-            self.recording, self.schedule, self.fleet, self.costs, self.kv_tokens, e, self.observations[e]
-        )
+        kernel.observe(self.recording, self.schedule, self.fleet, self.costs, self.kv_tokens, e, self.observations[e])
+
+    @contextmanager
+    def trial(self) -> Iterator[None]:
+        """Whatever is stepped inside has not happened afterwards."""
+        live = (*self.fleet, self.observations, self._gained, self._alive, self.rounds, self._sums)
+        kept = [array.copy() for array in live]
+        try:
+            yield
+        finally:
+            for array, before in zip(live, kept, strict=True):
+                array[...] = before
+
+    @property
+    def gained(self) -> FloatArray:
+        """``[E, 4]`` of the last step: tokens, busy seconds, request-seconds, requests that decoded."""
+        return self._gained
 
     @property
     def kv_tokens(self) -> int:
@@ -117,6 +138,7 @@ class ReplayFleet:
 
         Episodes that ended are not begun again: call `reset`. `observations` holds what comes next.
         """
+        plain = np.exp(self.observations[:, _LOG_PLAIN])  # Of the round that is due; afterwards of the next.
         lengths = np.asarray([action.max_length for action in actions], dtype=np.int64)
         prices = np.asarray([action.price for action in actions], dtype=np.float64)
         kernel.step_all(
@@ -135,14 +157,13 @@ class ReplayFleet:
         self.rounds += 1
         served = (self._alive == 0).astype(np.int64)
         late = ((self.rounds >= self.config.max_rounds) & (served == 0)).astype(np.int64)
-        return self._rewards(), served, late
+        return self._rewards(plain), served, late
 
-    def _rewards(self) -> FloatArray:
-        """``[E]``, per decoding request."""
+    def _rewards(self, plain: FloatArray) -> FloatArray:
+        """``[E]``, per decoding request; ``plain`` ``[E]``: seconds of the round without speculation."""
         tokens, busy, weight, requests = self._gained.T
         seconds = busy if self.config.reward != "request_speed" else weight
         if self.config.reward == "round_ratio":
-            plain = np.exp(self.observations[:, _LOG_PLAIN])
             return tokens / requests * plain / np.maximum(busy, 1e-9)
         for scenario in range(len(self.config.traffic)):
             chosen = self.scenario == scenario
@@ -152,12 +173,3 @@ class ReplayFleet:
         worth = (self._sums[:, 0] / self._sums[:, 1])[self.scenario]
         rewards: FloatArray = (tokens - worth * seconds) / requests
         return rewards
-
-
-def _index(name: str) -> int:
-    from ..controllers.observation import FEATURE_NAMES
-
-    return FEATURE_NAMES.index(name)
-
-
-_LOG_PLAIN = _index("log_plain_seconds")

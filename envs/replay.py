@@ -80,13 +80,12 @@ class ReplayEngine:
     def accepted_length(self, request_ids: Sequence[str], num_generated: IntArray) -> IntArray:
         """See `Foresight.accepted_length`."""
         record = self.schedule.record[0, [int(name) for name in request_ids]]
-        return self.recording.accepted[self.recording.first[record] + num_generated]
+        accepted: IntArray = self.recording.accepted[self.recording.first[record] + num_generated]
+        return accepted
 
     def advance(self) -> bool:
         """Go on until a decision is due; False when everything is served."""
-        return kernel.begin(
-            self.recording, self.schedule, self.fleet, self.costs, self.config.prefill_chunk, 0
-        )
+        return kernel.begin(self.recording, self.schedule, self.fleet, self.costs, self.config.prefill_chunk, 0)
 
     def state(self) -> tuple[RoundState, IntArray]:
         """The round that is due, and the slots that take part in it."""
@@ -129,7 +128,18 @@ class ReplayEngine:
             if (verified < 0).any() or (verified > drafted).any():
                 raise ValueError(f"verify_lengths must return 0 … {drafted.tolist()}, got {verified.tolist()}")
         accepted, committed, parts = kernel.finish_round(
-            self.recording, self.schedule, self.fleet, self.costs, 0, slots, lengths, drafted, verified, levels, asked, 1.0
+            self.recording,
+            self.schedule,
+            self.fleet,
+            self.costs,
+            0,
+            slots,
+            lengths,
+            drafted,
+            verified,
+            levels,
+            asked,
+            1.0,
         )
         outcome = RoundOutcome(drafted, verified, accepted, committed, parts[1], parts[2], parts[0], parts[3])
         controller.observe(outcome)

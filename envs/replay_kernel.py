@@ -103,9 +103,7 @@ def _pass_time(schedule: Schedule, fleet: Fleet, e: int, seconds: float) -> None
 
 
 @compiled
-def begin(
-    recording: Recording, schedule: Schedule, fleet: Fleet, costs: CostTable, prefill_chunk: int, e: int
-) -> bool:
+def begin(recording: Recording, schedule: Schedule, fleet: Fleet, costs: CostTable, prefill_chunk: int, e: int) -> bool:
     """Go on until requests decode; False when the schedule is served."""
     while True:
         _receive(schedule, fleet, e)
@@ -180,7 +178,7 @@ def first_chances(recording: Recording, temperature: FloatArray, rate: FloatArra
     unknown = np.isnan(rate)
     score = weights[0] * np.where(unknown, 0.0, rate) + weights[1] * unknown
     score = score + weights[2] * temperature + weights[3] * (temperature == 0) + weights[4]
-    return 1.0 / (1.0 + np.exp(-score))
+    return np.asarray(1.0 / (1.0 + np.exp(-score)))
 
 
 @compiled
@@ -383,7 +381,8 @@ def priced_lengths(
         order = descending(hope)
         going = 0
         for number in range(len(active)):
-            going += hope[number] >= 0
+            if hope[number] >= 0:
+                going += 1
         if going == 0:
             break
         start = min(planned, len(curve) - 1 - going)
@@ -434,9 +433,7 @@ def price_round(
         max_length,
         price,
     )
-    finish_round(
-        recording, schedule, fleet, costs, e, slots, lengths, drafted, verified, asked_levels, asked, price
-    )
+    finish_round(recording, schedule, fleet, costs, e, slots, lengths, drafted, verified, asked_levels, asked, price)
 
 
 @compiled

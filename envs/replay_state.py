@@ -76,7 +76,7 @@ class Schedule(NamedTuple):
     """``[E, Q]`` tokens to generate: the recorded output or less."""
     limit: IntArray
     """``[E, Q]`` ``max_tokens`` as the engine knows it."""
-    count: IntArray
+    count: IntArray  # type: ignore[assignment]
     """``[E]`` requests in the schedule."""
     concurrency: IntArray
     """``[E]`` closed loop: requests in the system at any time; 0: they come at their arrival times."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +52,13 @@ class Traffic:
         if (self.mode == "csv") != (self.path is not None):
             raise TrafficError("traffic mode 'csv' needs a path, and only it takes one")
 
+    @property
+    def label(self) -> str:
+        """A short name."""
+        mix = "mix" if not self.temperatures else "T=" + ",".join(f"{value:g}" for value in self.temperatures)
+        load = f"concurrency {self.concurrency}" if self.mode == "closed" else f"{self.mode} load {self.load:g}"
+        return f"{mix}, {load}"
+
 
 @dataclass(frozen=True, eq=False)
 class ArrivalFile:
@@ -70,8 +78,9 @@ class ArrivalFile:
                 if missing := [name for name in CSV_FIELDS if name not in (rows.fieldnames or ())]:
                     raise TrafficError(f"{path}: lacks the column {missing[0]!r}; it needs {', '.join(CSV_FIELDS)}")
                 for row in rows:
-                    times.append(datetime.fromisoformat(_microseconds(row["TIMESTAMP"])).timestamp())
+                    moment = datetime.fromisoformat(_microseconds(row["TIMESTAMP"])).timestamp()
                     tokens.append(int(row["GeneratedTokens"]))
+                    times.append(moment)  # Last: their number says which line is read.
         except OSError as error:
             raise TrafficError(f"{path}: cannot be read ({error.strerror})") from None
         except TrafficError:
@@ -115,7 +124,9 @@ def make_schedule(
     """
     pool = np.arange(len(trace))
     if traffic.temperatures:
-        chosen = np.isin(np.round(trace.temperature, 4), np.round(np.float32(traffic.temperatures), 4))
+        chosen = np.isin(
+            np.round(trace.temperature, 4), np.round(np.asarray(traffic.temperatures, dtype=np.float32), 4)
+        )
         pool = np.flatnonzero(chosen)
         if not pool.size:
             raise TrafficError(f"no recorded request has a temperature of {traffic.temperatures}; record some")
@@ -162,12 +173,16 @@ def stack(schedules: Sequence[Schedule]) -> Schedule:
     """Join schedules of single engines to one of many; shorter ones are padded."""
     longest = max(schedule.arrival.shape[1] for schedule in schedules)
 
-    def padded(name: str) -> NDArray[np.generic]:
+    def padded(name: str) -> NDArray[Any]:
         rows = [getattr(schedule, name) for schedule in schedules]
         return np.concatenate([np.pad(row, ((0, 0), (0, longest - row.shape[1]))) for row in rows])
 
+    arrival, record, length, limit = (padded(name) for name in ("arrival", "record", "length", "limit"))
     return Schedule(
-        *(padded(name) for name in ("arrival", "record", "length", "limit")),  # type: ignore[arg-type]
+        arrival,
+        record,
+        length,
+        limit,
         count=np.concatenate([schedule.count for schedule in schedules]),
         concurrency=np.concatenate([schedule.concurrency for schedule in schedules]),
     )

@@ -1,25 +1,30 @@
-"""Find what live rounds cost beyond their passes: serve random loads with a random controller, fit the overhead."""
+"""Find what live rounds cost beyond their passes: each cost from rounds that differ in it alone, checked on others.
+
+Rounds of random loads do not tell the costs apart: what they count grows together.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from specpilot.controllers import KINDS, Controller, CostSurface, Decision, DraftLevel, RoundState
-from specpilot.controllers.round_overhead import NO_OVERHEAD, RoundOverhead, RoundWork
-from specpilot.engine import Engine, SamplingParams
-from specpilot.engine.request import Phase
-from specpilot.train.overhead_fit import MeasuredRounds, fit_overhead, fit_report
+from specpilot.controllers import KINDS, CostSurface
+from specpilot.controllers.controller import FloatArray
+from specpilot.controllers.round_overhead import NO_OVERHEAD, RoundOverhead
+from specpilot.engine import Engine
+from specpilot.train.clean_rounds import Block, CleanRounds, Plan
+from specpilot.train.live_rounds import LiveRound, RoundMeter, as_measured
+from specpilot.train.overhead_fit import MeasuredRounds, fit_overhead, fit_report, fit_units
+from specpilot.train.random_rounds import EPISODE_ROUNDS, RandomRounds
 
-EPISODE_ROUNDS = 25
-REFERENCE_PASS = ("verify", 8, 3, 64)
-REFERENCE_REPEATS = 9
-TEMPERATURES = (0.0, 0.6, 1.0)
+ASKING = ("per_asked_level", "per_asked_token")
+NOISE = ("per_noise_row",)
+CHECKED_SHARE = 1 / 3
+"""Of the rounds, random ones that nothing is fitted to."""
 
 
 @dataclass(frozen=True)
@@ -28,47 +33,7 @@ class Calibration:
 
     overhead: RoundOverhead
     report: dict[str, Any]
-    """Errors on episodes that were left out of a first fit (``held_out``), and the drift of the machine."""
-
-
-class RandomLoads(Controller):
-    """Random lengths, uniform or per request; stops and trims at random where its episode does; counts what it asks."""
-
-    def __init__(self, rng: np.random.Generator, max_length: int) -> None:
-        self._rng = rng
-        self._max_length = max_length
-        self.next_episode()
-
-    def next_episode(self) -> None:
-        """Draw a new way to behave."""
-        self.asks_every_level = bool(self._rng.random() < 0.4)
-        self.trims = bool(self._rng.random() < 0.3)
-        self._stop_probability = float(self._rng.choice([0.0, 0.1, 0.3]))
-        self._fixed = int(self._rng.integers(0, self._max_length + 1)) if self._rng.random() < 0.5 else None
-        self._off_share = float(self._rng.choice([0.0, 0.0, 0.5]))
-
-    def decide(self, state: RoundState) -> Decision:
-        """See `Controller.decide`."""
-        count = len(state.request_ids)
-        lengths = np.full(count, self._fixed if self._fixed is not None else 0, dtype=np.int64)
-        if self._fixed is None:
-            lengths = self._rng.integers(0, self._max_length + 1, size=count)
-            lengths[self._rng.random(count) < self._off_share] = 0
-        self.state, self.lengths = state, np.minimum(lengths, state.max_num_speculative_tokens)
-        self.asked_levels, self.asked = 0, 0
-        return Decision(lengths)
-
-    def keep_drafting(self, level: DraftLevel) -> NDArray[np.bool_]:
-        """See `Controller.keep_drafting`."""
-        self.asked_levels += 1
-        self.asked += len(level.requests)
-        keep: NDArray[np.bool_] = self._rng.random(len(level.requests)) >= self._stop_probability
-        return keep
-
-    def verify_lengths(self, num_drafted: NDArray[np.int64]) -> NDArray[np.int64]:
-        """See `Controller.verify_lengths`."""
-        kept: NDArray[np.int64] = np.maximum(num_drafted - self._rng.integers(0, 3, size=len(num_drafted)), 0)
-        return kept
+    """Errors on random rounds that nothing was fitted to (``held_out``), and the drift of the machine."""
 
 
 def calibrate(
@@ -79,125 +44,107 @@ def calibrate(
     num_rounds: int = 1500,
     progress: bool = False,
 ) -> Calibration:
-    """Serve about ``num_rounds`` rounds on an idle ``engine`` and fit what ``surface`` leaves out.
+    """Serve about ``num_rounds`` rounds on an idle ``engine`` and find what ``surface`` leaves out.
 
-    Episodes of a few rounds draw their batch (1 to the engine's slots, requests coming and going), temperatures and the
-    controller's ways. The machine's speed drifts, so a reference pass is timed between episodes and the rounds' seconds
-    are divided by its ratio to the surface's. ``engine``'s controller is replaced.
+    Blocks of requests alike are served by controllers in turn, between passes of the same sizes, and differences are
+    taken within a block, so that neither the machine's drift nor errors of the surface count as overhead
+    (`overhead_of`). Episodes of random loads check the result; their seconds are divided by how slow the machine's
+    passes were before and after, compared to the surface's. ``engine``'s controller is replaced.
     """
-    run = _LoadRun(engine, replace(surface, overhead=NO_OVERHEAD), prompts, seed)
-    with tqdm(total=num_rounds, desc="calibration", disable=not progress, mininterval=2) as bar:
-        while len(run.rows) < num_rounds:
-            run.episode()
-            bar.update(min(num_rounds, len(run.rows)) - bar.n)
-    rounds, even = run.rounds(), np.asarray(run.episodes) % 2 == 0
-    overhead = fit_overhead(rounds)
+    meter = RoundMeter(engine, replace(surface, overhead=NO_OVERHEAD))
+    clean, random = CleanRounds(meter, prompts, seed), RandomRounds(meter, prompts, seed)
+    sweeps = max(1, round(num_rounds * (1 - CHECKED_SHARE) / clean.rounds_per_sweep))
+    episodes = max(1, round(num_rounds * CHECKED_SHARE / EPISODE_ROUNDS))
+    total = sweeps * clean.rounds_per_sweep + episodes * EPISODE_ROUNDS
+    blocks, checks, ratios = list[Block](), list[MeasuredRounds](), list[float]()
+    with tqdm(total=total, desc="calibration", disable=not progress, mininterval=2) as bar:
+        for _ in range(sweeps):
+            for batch in clean.batches:
+                blocks.append(clean.serve(batch))
+                bar.update(clean.rounds_per_sweep // len(clean.batches))
+        ratios.append(meter.machine_slowness())
+        for _ in range(episodes):
+            rounds = random.episode()
+            ratios.append(meter.machine_slowness())
+            slowness = (ratios[-2] + ratios[-1]) / 2
+            checks.append(as_measured(rounds, [own.seconds / slowness for own in rounds]))
+            bar.update(EPISODE_ROUNDS)
+    overhead, checked = overhead_of(blocks), MeasuredRounds.joined(checks)
+    ratios += [block.machine_slowness for block in blocks]
     report = {
         "overhead": overhead.document(),
-        "held_out": fit_report(rounds.select(~even), fit_overhead(rounds.select(even))),
-        "without_overhead": fit_report(rounds.select(~even), NO_OVERHEAD),
-        "speed_ratio": {"least": float(min(run.ratios)), "largest": float(max(run.ratios))},
+        "held_out": fit_report(checked, overhead),
+        "without_overhead": fit_report(checked, NO_OVERHEAD),
+        "speed_ratio": {"least": min(ratios), "largest": max(ratios)},
     }
     return Calibration(overhead, report)
 
 
-class _LoadRun:
-    """Episodes of load on one engine, and a row of numbers for every round."""
+def overhead_of(blocks: Sequence[Block]) -> RoundOverhead:
+    """The overhead by what was measured to find it.
 
-    def __init__(self, engine: Engine, surface: CostSurface, prompts: Sequence[Sequence[int]], seed: int) -> None:
-        self.engine = engine
-        self.surface = surface
-        self.prompts = prompts
-        self.rng = np.random.default_rng((seed, 5))
-        self.controller = RandomLoads(self.rng, engine.config.max_num_speculative_tokens)
-        engine.controller = self.controller
-        self.rows: list[list[Any]] = []
-        """Counts of `RoundWork`, seconds of `KINDS` by the surface, seconds measured."""
-        self.episodes: list[int] = []
-        """Number of each row's episode."""
-        self.ratios = [self._reference()]
+    What asking costs: rounds that ask against rounds that do not, verification left out. Noise: rounds at temperature
+    1 against those at 0. Factors of prefill and catch-up: these phases over their passes. The rest: rounds at
+    temperature 0 that do not ask, less passes of their sizes.
+    """
+    known = {
+        **fit_units(*_differences(blocks, _without_asking, _beyond_drafts), ASKING),
+        **fit_units(*_differences(blocks, _without_noise, _beyond_passes), NOISE),
+        **{f"{kind}_factor": _phase_ratio(blocks, KINDS.index(kind)) for kind in ("catch_up", "prefill")},
+    }
+    cells, extra = list[LiveRound](), list[float]()
+    for block in blocks:
+        for plan, rounds in block.rounds.items():
+            if plan.temperature == 0 and not plan.asks:
+                cells.append(rounds[len(rounds) // 2])
+                extra.append(float(np.median([_beyond_passes(block, plan, own) for own in rounds])))
+    seconds = [sum(own.passes) + more for own, more in zip(cells, extra, strict=True)]
+    return fit_overhead(as_measured(cells, seconds), known)
 
-    def rounds(self) -> MeasuredRounds:
-        """All rows, as they can be fitted."""
-        table, counts = np.asarray(self.rows), len(RoundWork._fields)
-        return MeasuredRounds(RoundWork(*table[:, :counts].T), table[:, counts:-1], table[:, -1])
 
-    def episode(self) -> None:
-        """Serve for some rounds, then cancel what is left and time the reference pass."""
-        number, first = len(self.ratios), len(self.rows)
-        batch = int(2 ** self.rng.uniform(0, np.log2(self.engine.config.max_num_seqs + 0.999)))
-        temperatures = TEMPERATURES if self.rng.random() < 0.4 else (float(self.rng.choice(TEMPERATURES)),)
-        self.controller.next_episode()
-        names = [self._add(temperatures) for _ in range(batch)]
-        for _ in range(EPISODE_ROUNDS):
-            if len(self.engine.scheduler.running) < batch and self.rng.random() < 0.5:
-                names.append(self._add(temperatures))
-            if self.engine.has_work:
-                self._step()
-        for name in names:
-            self.engine.cancel(name)
-        while self.engine.has_work:
-            self.engine.step()
-        for name in names:
-            self.engine.take_result(name)
-        self.ratios.append(self._reference())
-        speed = (self.ratios[-2] + self.ratios[-1]) / 2
-        for row in self.rows[first:]:
-            row[-1] /= speed
-        self.episodes += [number] * (len(self.rows) - first)
+def _beyond_passes(block: Block, plan: Plan, own: LiveRound) -> float:
+    """Seconds of a round beyond its passes, on a machine as fast as when the surface was measured."""
+    return float(own.seconds - block.seconds_now(plan, own).sum()) / block.machine_slowness
 
-    def _add(self, temperatures: Sequence[float]) -> str:
-        prompt = self.prompts[int(self.rng.integers(len(self.prompts)))]
-        params = SamplingParams(
-            temperature=float(self.rng.choice(temperatures)),
-            seed=int(self.rng.integers(2**62)),
-            max_tokens=int(self.rng.integers(24, 129)),
-        )
-        return self.engine.add_request(prompt, params)
 
-    def _step(self) -> None:
-        """One step of the engine; a row if requests decoded in it."""
-        prefill = self._prefill_seconds()
-        self.engine.step()
-        record = self.engine.stats.rounds[-1]
-        if not record.request_ids:
-            return
-        own = self.controller
-        drafted, verified = np.asarray(record.num_drafted), np.asarray(record.num_verified)
-        passes = self.surface.round_cost(drafted, own.state.context_length, own.state.lag, verified)
-        seconds = {**passes._asdict(), "prefill": prefill}
-        work = RoundWork(
-            requests=len(drafted),
-            levels=int(drafted.max()),
-            drafted=int(drafted.sum()),
-            verified=int(verified.sum()),
-            asked_levels=own.asked_levels,
-            asked=own.asked,
-            noise_rows=int((drafted + 1)[own.state.temperature > 0].sum()),
-        )
-        self.rows.append([*work, *(seconds[kind] for kind in KINDS), record.total_seconds])
+def _beyond_drafts(block: Block, plan: Plan, own: LiveRound) -> float:
+    """The same without verification: its time varies most, and does not depend on who was asked."""
+    rest = own.seconds - own.phases[KINDS.index("verify")]
+    return float(rest - block.seconds_now(plan, own)[KINDS.index("draft")]) / block.machine_slowness
 
-    def _prefill_seconds(self) -> float:
-        """What the surface says of the prefill that the next step will do."""
-        scheduler = self.engine.scheduler
-        free = scheduler.num_slots - len(scheduler.running)
-        waiting = list(scheduler.waiting)[:free]
-        behind = [request for request in scheduler.running if request.phase is Phase.PREFILL] + waiting
-        budget, tokens, contexts = scheduler.prefill_chunk, list[int](), list[int]()
-        for request in behind:
-            count = min(budget, request.num_prompt_tokens - 1 - request.num_cached)
-            if count > 0:
-                tokens.append(count)
-                contexts.append(request.num_cached)
-                budget -= count
-        if not tokens:
-            return 0.0
-        return self.surface.seconds("prefill", float(len(tokens)), float(np.mean(tokens)), float(max(contexts)))
 
-    def _reference(self) -> float:
-        """The machine's slowness now, over that when the surface was measured."""
-        kind, batch, tokens, context = REFERENCE_PASS
-        batch = min(batch, self.engine.cache.num_slots)
-        profiler = self.engine.profiler()
-        times = [profiler.time_pass(kind, batch, tokens, context) for _ in range(REFERENCE_REPEATS)]
-        return float(np.median(times)) / self.surface.seconds(kind, batch, tokens, context)
+def _without_asking(plan: Plan) -> Plan:
+    return plan._replace(asks=False)
+
+
+def _without_noise(plan: Plan) -> Plan:
+    return plan._replace(temperature=0.0)
+
+
+def _differences(
+    blocks: Sequence[Block],
+    counterpart: Callable[[Plan], Plan],
+    beyond: Callable[[Block, Plan, LiveRound], float],
+) -> tuple[MeasuredRounds, FloatArray]:
+    """A round of each plan that is not its own counterpart, and the median seconds it takes longer; by block."""
+    cells, extra = list[LiveRound](), list[float]()
+    for block in blocks:
+        for plan, rounds in block.rounds.items():
+            other = counterpart(plan)
+            pairs = list(zip(rounds, block.rounds.get(other, ()), strict=False))
+            if plan != other and pairs:
+                cells.append(rounds[len(rounds) // 2])
+                more = [beyond(block, plan, one) - beyond(block, other, two) for one, two in pairs]
+                extra.append(float(np.median(more)))
+    return as_measured(cells), np.asarray(extra)
+
+
+def _phase_ratio(blocks: Sequence[Block], kind: int) -> float:
+    """Seconds of a phase over the surface's of its passes; 1 where it never ran."""
+    ratios = [
+        own.phases[kind] / own.passes[kind] / block.machine_slowness
+        for block in blocks
+        for own in block.moving
+        if own.passes[kind] > 0 and own.phases[kind] > 0
+    ]
+    return float(np.median(ratios)) if ratios else 1.0

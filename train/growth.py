@@ -47,7 +47,7 @@ def shrink(model: LlamaForCausalLM, large: LlamaForCausalLM) -> None:
     feed-forward channels those with the largest product of norms stay (as in Minitron's pruning, arXiv:2407.14679).
     Raises ValueError where the models differ otherwise.
     """
-    heads, kept = int(model.config.num_key_value_heads), int(model.config.intermediate_size)
+    heads, kept = int(model.config.num_key_value_heads or 1), int(model.config.intermediate_size)
     source, own = large.state_dict(), model.state_dict()
     weights = {name: tensor.clone() for name, tensor in source.items()}
     for layer in range(int(large.config.num_hidden_layers)):
@@ -58,10 +58,12 @@ def shrink(model: LlamaForCausalLM, large: LlamaForCausalLM) -> None:
         weights |= {gate: source[gate][channels], up: source[up][channels], down: source[down][:, channels]}
         for part in ("k", "v"):
             name = f"{prefix}self_attn.{part}_proj.weight"
-            groups = source[name].unflatten(0, (heads, -1, int(large.config.head_dim)))
+            groups = source[name].unflatten(0, (heads, -1, int(large.config.head_dim or 1)))
             weights[name] = groups.mean(1).flatten(0, 1)
     different = sorted(
-        name for name in own.keys() | weights if name not in own or name not in weights or own[name].shape != weights[name].shape
+        name
+        for name in own.keys() | weights
+        if name not in own or name not in weights or own[name].shape != weights[name].shape
     )
     if different:
         raise ValueError(f"{different[0]} differs by more than key heads and feed-forward width; make the rest equal")

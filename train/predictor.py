@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.ensemble import HistGradientBoostingClassifier  # type: ignore[import-untyped]
-from sklearn.metrics import log_loss, roc_auc_score  # type: ignore[import-untyped]
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.metrics import log_loss, roc_auc_score
 
 from specpilot.controllers import LEVEL_FEATURES, AcceptancePredictor
 from specpilot.controllers.acceptance import FEATURE_OF_INPUT, LEVEL_INPUTS, first_inputs, level_inputs

@@ -1,4 +1,4 @@
-"""Record a pair on texts, measure what its passes cost, and fit what live rounds cost beyond them.
+"""Record a pair on texts, measure what its passes cost, and what live rounds cost beyond them.
 
     python train/record.py --config configs/record/pystdlib.yaml [--output DIR] [--num-train 480]
     python train/record.py import --requests FILE.jsonl --cost-surface COSTS.json --output DIR [--temperature T]
@@ -68,7 +68,7 @@ class RecordConfig:
     cost_repeats: int = 7
     """Measurements of every pass of the cost surface's grid."""
     calibration_rounds: int = 1500
-    """Live rounds that the overhead is fitted to; 0 leaves it out."""
+    """Live rounds, about, that the overhead is found from and checked on; 0 leaves it out."""
     threads: int = 0
     """Threads of torch, 0: its default. The cost surface holds for this number."""
     device: str = "cpu"
@@ -171,7 +171,7 @@ class Recording:
             facts["fingerprint"] = surface.fingerprint
 
     def calibrate(self) -> None:
-        """Fit the overhead of live rounds and write it into the cost surface."""
+        """Find the overhead of live rounds and write it into the cost surface."""
         path = self.output / COST_SURFACE
         if "calibration" in self.parts:
             return

@@ -1,4 +1,4 @@
-"""A damaged controller file gives a controller that works or a `ControllerFileError`, nothing else: seeded mutations."""
+"""A damaged controller file gives a controller that works or one clear error, nothing else: seeded mutations."""
 
 from __future__ import annotations
 

@@ -139,15 +139,21 @@ def test_a_higher_price_never_drafts_more_and_somewhere_less(batch: int) -> None
 @pytest.mark.parametrize("batch", [1, 6])
 def test_confident_drafts_grow_longer(batch: int) -> None:
     # Of the features only the probability counts.
-    weights = {"hidden_weight": np.zeros((12, 1)), "hidden_bias": [-2.0], "output_weight": np.full((1, 2), 4.0)}
-    weights["hidden_weight"][0] = 4.0
+    inside = np.zeros((12, 1))
+    inside[0] = 4.0
+    weights: dict[str, Any] = {"hidden_weight": inside, "hidden_bias": [-2.0], "output_weight": np.full((1, 2), 4.0)}
     predictor = AcceptancePredictor(
         weights | {"output_bias": [0.0, 0.0], "first_weight": np.zeros(4), "first_bias": [1.0]}
     )
     drafted = []
-    for sure in (0.1, 0.7, 0.95):
-        own = controller(surface=moderate(), predictor=predictor)
-        drafted.append(sum(play(own, round_state(batch), np.random.default_rng(0), sure)[1]))
+    for sure in (0.1, 0.5, 0.95):
+        rounds = [
+            play(
+                controller(surface=moderate(), predictor=predictor), round_state(batch), np.random.default_rng(n), sure
+            )
+            for n in range(10)
+        ]
+        drafted.append(sum(sum(own) for _, own, _ in rounds))
     assert drafted[0] < drafted[1] < drafted[2]
 
 

@@ -13,7 +13,7 @@ import pytest
 from specpilot.controllers import KINDS, CostSurface, CostSurfaceError
 from specpilot.controllers.pass_costs import PassCosts
 from specpilot.controllers.round_overhead import COEFFICIENTS, NO_OVERHEAD, RoundOverhead, RoundWork
-from specpilot.train.overhead_fit import MeasuredRounds, fit_overhead, fit_report
+from specpilot.train.overhead_fit import MeasuredRounds, fit_overhead, fit_report, fit_units
 
 OVERHEAD = RoundOverhead(
     constant=4e-4,
@@ -171,3 +171,21 @@ def test_a_kind_of_pass_that_never_ran_keeps_its_factor() -> None:
     seconds = OVERHEAD.total_seconds(rounds.work, *passes.T)
     found = fit_overhead(replace(rounds, passes=passes, seconds=seconds))
     assert found.catch_up_factor == pytest.approx(1.0)
+
+
+def test_values_that_are_known_are_kept_and_the_others_still_found() -> None:
+    rounds = random_rounds(3000, 1e-4)
+    known = {"per_asked_level": 3e-4, "per_noise_row": 5e-5, "prefill_factor": 1.05}
+    found = fit_overhead(rounds, known)
+    for own in fields(RoundOverhead):
+        assert getattr(found, own.name) == pytest.approx(getattr(OVERHEAD, own.name), rel=0.03), own.name
+    assert fit_overhead(rounds, {"per_asked_level": 7e-4}).per_asked_level == 7e-4
+
+
+def test_units_are_found_from_differences_and_are_never_negative() -> None:
+    rounds = random_rounds(30, 0.0)
+    work = rounds.work
+    extra = 3e-4 * np.asarray(work.asked_levels) + 1e-5 * np.asarray(work.asked)
+    names = ("per_asked_level", "per_asked_token")
+    assert fit_units(rounds, extra, names) == pytest.approx({"per_asked_level": 3e-4, "per_asked_token": 1e-5})
+    assert fit_units(rounds, -extra, names) == {"per_asked_level": 0.0, "per_asked_token": 0.0}

@@ -55,7 +55,9 @@ def random_tree(seed: int = 0, num_splits: int = 12) -> TreePolicy:
         left[node], right[node] = len(feature), len(feature) + 1
         feature, left, right = [*feature, -1, -1], [*left, 0, 0], [*right, 0, 0]
     threshold = rng.uniform(0, 1, len(feature)).round(2)
-    return TreePolicy(names, tiers, feature, threshold.tolist(), left, right, rng.integers(0, 12, len(feature)).tolist())
+    return TreePolicy(
+        names, tiers, feature, threshold.tolist(), left, right, rng.integers(0, 12, len(feature)).tolist()
+    )
 
 
 def random_mlp(seed: int = 0, names: tuple[str, ...] = ("decoding", "gain", "kv_free"), hidden: int = 5) -> MlpPolicy:

@@ -14,11 +14,9 @@ import pytest
 from numpy.typing import NDArray
 
 from specpilot.configs import ConfigError, load_config
-from specpilot.controllers import LEVEL_FEATURES, Controller, CostGrid, CostSurface, Decision, DraftLevel, RoundState
-from specpilot.controllers.round_overhead import NO_OVERHEAD
+from specpilot.controllers import LEVEL_FEATURES, Controller, CostSurface, Decision, DraftLevel, RoundState
 from specpilot.engine import Engine, EngineConfig, Pair, SamplingParams
 from specpilot.envs.trace import Trace
-from specpilot.train.calibration import calibrate
 from specpilot.train.record import RecordConfig, Recording, main, parse
 from specpilot.train.recording import RecordingError, TextRequest, record_requests
 from specpilot.train.recording_import import read_requests
@@ -229,19 +227,6 @@ def test_options_override_the_configuration(tmp_path: Path, config: RecordConfig
     path.write_text("output: here\ntarget: t\ndrafter: d\n")
     with pytest.raises(ConfigError, match="evaluation_prompts"):
         parse(["--config", str(path)])
-
-
-def test_calibration_prices_every_round_and_keeps_the_engine_empty(tiny_pair: Pair) -> None:
-    config = EngineConfig(max_num_seqs=4, max_num_speculative_tokens=3)
-    grid = CostGrid((1, 4), (1,), (1, 4), (1, 2), (16,), (16,), (16, 128), repeats=1)
-    surface = CostSurface.measure(Engine(tiny_pair, config), grid)
-    engine = Engine(tiny_pair, config)
-    found = calibrate(engine, surface, [[1, 2, 3, 4], [5] * 30], seed=0, num_rounds=120)
-    assert not engine.has_work
-    assert found.overhead != NO_OVERHEAD and (found.overhead.coefficients() >= 0).all()
-    held_out, without = found.report["held_out"], found.report["without_overhead"]
-    assert held_out["rounds"] > 30
-    assert held_out["median_absolute_relative_error"] < without["median_absolute_relative_error"]
 
 
 # ---------------------------------------------------------------------- import

@@ -1,0 +1,220 @@
+"""The real pair under an environment: recorded requests served by the engine, in a thread that asks for decisions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from ..controllers import ConstantController, Controller, RoundOutcome
+from ..controllers.cost_table import CostTable
+from ..engine import SHIPPED_PAIR, Engine, EngineConfig, SamplingParams, load_pair
+from .inversion import Inversion
+from .rendering import RoundView
+from .replay_state import Schedule
+from .scenario import Scenario, ScenarioError
+from .trace import Trace
+from .traffic import make_schedule
+
+Q = TypeVar("Q")
+A = TypeVar("A")
+MIN_ROUNDS_OF_REQUEST = 6
+
+
+class Gained(NamedTuple):
+    """What the engine gained between two decisions."""
+
+    tokens: int
+    """Committed."""
+    seconds: float
+    """With requests in the system."""
+    request_seconds: float
+    """Requests in the system, integrated over time."""
+    requests: int
+    """That decoded in the last round."""
+    drafted: int
+    """Tokens, in the last round."""
+    accepted: int
+    """Of these."""
+    longest: int
+    """Draft of the last round, tokens."""
+
+
+class LiveEpisode:
+    """Feeds a schedule to an engine and steps it. Its clock stands still while a decision is waited for."""
+
+    def __init__(self, engine: Engine, trace: Trace, schedule: Schedule) -> None:
+        """``schedule``: of one engine."""
+        self.engine, self.trace, self.schedule = engine, trace, schedule
+        self.texts = dict[int, tuple[int, ...]]()
+        """Tokens of each request that ended, by its number in the schedule."""
+        self._names = dict[str, int]()
+        self._submitted = 0
+        self._held = 0.0
+        self._start = self._last = time.perf_counter()
+        self._seconds = self._weight = 0.0
+        self._tokens = 0
+        self._round = (0, 0, 0, 0)
+
+    # ------------------------------------------------------------------ the worker's side
+
+    def run(self, wait: Callable[[float], None]) -> None:
+        """Serve the schedule to its end; ``wait`` sleeps."""
+        self._start = self._last = time.perf_counter()
+        while True:
+            self._submit()
+            if self._names:
+                for chunk in self.engine.step():
+                    if chunk.finish_reason is not None:
+                        self._end(chunk.request_id)
+            elif self._submitted == self.schedule.count[0]:
+                return
+            else:
+                wait(max(float(self.schedule.arrival[0, self._submitted]) - self._now(), 0.0))
+
+    def observe(self, outcome: RoundOutcome) -> None:
+        """Enter a round."""
+        self._tokens += int(outcome.num_committed.sum())
+        drafted, accepted = int(outcome.num_drafted.sum()), int(outcome.accepted_length.sum())
+        self._round = len(outcome.num_drafted), drafted, accepted, int(outcome.num_drafted.max())
+
+    def take(self) -> Gained:
+        """What was gained since this was last called."""
+        self._pass_time()
+        gained = Gained(self._tokens, self._seconds, self._weight, *self._round)
+        self._tokens, self._seconds, self._weight = 0, 0.0, 0.0
+        return gained
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Stop the clock."""
+        start = time.perf_counter()
+        yield
+        self._held += time.perf_counter() - start
+
+    def _now(self) -> float:
+        """Seconds since the start, without those held."""
+        return time.perf_counter() - self._start - self._held
+
+    def _pass_time(self) -> None:
+        """Note the time since this was last called with the requests that were in the system."""
+        now = self._now()
+        elapsed = now - self._last if self._names else 0.0
+        self._seconds += elapsed
+        self._weight += elapsed * len(self._names)
+        self._last = now
+
+    def _submit(self) -> None:
+        """Hand over the requests that are due."""
+        schedule = self.schedule
+        together = int(schedule.concurrency[0])
+        while self._submitted < schedule.count[0]:
+            due = len(self._names) < together if together else schedule.arrival[0, self._submitted] <= self._now()
+            if not due:
+                return
+            self._pass_time()
+            self._names[self.engine.add_request(*self._request(self._submitted))] = self._submitted
+            self._submitted += 1
+
+    def _request(self, number: int) -> tuple[list[int], SamplingParams]:
+        record, trace = int(self.schedule.record[0, number]), self.trace
+        assert trace.seed is not None
+        params = SamplingParams(
+            temperature=round(float(trace.temperature[record]), 6),
+            seed=int(trace.seed[record]),
+            max_tokens=int(trace.token_limit[record]),
+        )
+        return trace.prompt(record), params
+
+    def _end(self, name: str) -> None:
+        self._pass_time()
+        self.texts[self._names.pop(name)] = self.engine.take_result(name).token_ids
+
+    # ------------------------------------------------------------------ afterwards
+
+    def clear(self) -> None:
+        """Drop what is left in the engine; the worker has ended."""
+        self.engine.controller = ConstantController(0)
+        for name in self._names:
+            self.engine.cancel(name)
+        while self.engine.has_work:
+            self.engine.step()
+        for name in self._names:
+            self.engine.take_result(name)
+        self._names.clear()
+
+
+class LiveServer:
+    """One engine, and the episode that it serves."""
+
+    def __init__(self, scenario: Scenario, target: str | Path | None, drafter: str | Path | None) -> None:
+        """``target`` and ``drafter``: directories; None: the shipped pair's.
+
+        Raises `ScenarioError` where the recording cannot be served, `PairError` where the pair cannot be loaded.
+        """
+        trace, config = scenario.trace, scenario.engine
+        if trace.prompt_token_ids is None or trace.seed is None:
+            raise ScenarioError("this recording lacks prompts or seeds; record with train/record.py to serve it live")
+        pair = load_pair(target or SHIPPED_PAIR / "target", drafter or SHIPPED_PAIR / "drafter")
+        self.engine = Engine(
+            pair,
+            EngineConfig(
+                max_num_seqs=config.max_num_seqs,
+                max_model_len=config.max_model_len,
+                prefill_chunk=config.prefill_chunk,
+                max_num_speculative_tokens=trace.max_num_speculative_tokens,
+            ),
+        )
+        self.scenario = scenario
+        self.costs: CostTable = config.bake(scenario.surface, trace.max_num_speculative_tokens)
+        self.number = 0
+        """Of the traffic that is served."""
+        self._stop: Callable[[], None] | None = None
+
+    def begin(
+        self,
+        rng: np.random.Generator,
+        number: int | None,
+        controller: Callable[[LiveEpisode, Inversion[Q, A]], Controller],
+    ) -> tuple[LiveEpisode, Inversion[Q, A]]:
+        """End the running episode and prepare one; ``controller`` makes who decides in it, by asking."""
+        self.close()
+        several = self.scenario.fleet.traffic
+        self.number = int(rng.integers(len(several))) if number is None else number
+        episode = LiveEpisode(self.engine, self.scenario.trace, self._schedule(rng))
+
+        def work(inversion: Inversion[Q, A]) -> None:
+            self.engine.controller = controller(episode, inversion)
+            episode.run(inversion.wait)
+
+        inversion = Inversion[Q, A](work)
+
+        def stop() -> None:
+            inversion.stop()
+            episode.clear()
+
+        self._stop = stop
+        return episode, inversion
+
+    def _schedule(self, rng: np.random.Generator) -> Schedule:
+        """Enough requests for an episode, as in `ReplayFleet`."""
+        traffic, slots = self.scenario.fleet.traffic[self.number], self.engine.cache.num_slots
+        at_once = traffic.concurrency if traffic.mode == "closed" else slots
+        count = at_once * (2 + self.scenario.fleet.max_rounds // MIN_ROUNDS_OF_REQUEST)
+        return make_schedule(self.scenario.trace, traffic, self.costs, slots, count, rng)
+
+    def view(self, gained: Gained, longest: int) -> RoundView:
+        """The last round as it is shown."""
+        scheduler = self.engine.scheduler
+        running, waiting = len(scheduler.running), len(scheduler.waiting)
+        return RoundView(gained.requests, longest, gained.drafted, gained.accepted, running, waiting)
+
+    def close(self) -> None:
+        """End the running episode; may be called again."""
+        if self._stop is not None:
+            stop, self._stop = self._stop, None
+            stop()

@@ -1,0 +1,174 @@
+"""Who is compared: constants, published rules, the price rule, controllers from files, oracles and the ceiling."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from specpilot.controllers import (
+    AcceptancePredictor,
+    Action,
+    ConfidenceThresholdController,
+    ConstantController,
+    Controller,
+    CostSurface,
+    FixedPolicy,
+    HeuristicScheduleController,
+    LengthTableController,
+    PricedController,
+    TurboSpecController,
+)
+from specpilot.envs.replay import Served
+from specpilot.envs.replay_state import Recording
+from specpilot.train.baseline_tuning import PRICES, SEED, BaselineTuning, TunedBaselines, best_of, warmed_adaptive
+from specpilot.train.predictor import fit_ceiling, fit_predictor
+from specpilot.train.priced_replay import ceiling_recording, serve_priced, without_asking
+from specpilot.train.replay_oracles import serve_oracle
+from specpilot.train.scenarios import Scenario, ScenarioConfig, Stage
+
+OFF, CEILING = "off", "informed_ceiling"
+UNIFORM, REQUEST = "uniform_oracle", "request_oracle"
+PRICE_RULE = "price_rule"
+PUBLISHED_THRESHOLD = 0.4
+
+
+@dataclass(frozen=True)
+class ControllerFile:
+    """A controller that somebody saved."""
+
+    name: str
+    path: str
+
+
+def constant_name(length: int) -> str:
+    """``off``, ``constant_1``, …"""
+    return f"constant_{length}" if length else OFF
+
+
+def load_file(path: str | Path, surface: CostSurface) -> Controller:
+    """The controller without its guard: the guard watches the clock, and replay has none."""
+    from specpilot.controllers import load_controller
+
+    return load_controller(path, cost_surface=surface, guard=False)
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file, or of all files of a directory."""
+    path, digest = Path(path), hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Ceiling:
+    """The best predictor's chances on the evaluation recording, and what was found on training requests."""
+
+    recording: Recording
+    prices: dict[str, float]
+    """The best price multiplier of each scenario."""
+
+
+@dataclass(frozen=True, eq=False)
+class Field:
+    """All contenders and the evaluation recording they serve. Everything in it can be sent to another process."""
+
+    stage: Stage
+    recording: Recording
+    """With the price rule's chances."""
+    predictor: AcceptancePredictor
+    train: Stage
+    tuned: TunedBaselines
+    ceiling: Ceiling | None = None
+    files: tuple[ControllerFile, ...] = field(default=())
+
+    @property
+    def longest(self) -> int:
+        """K of the recording."""
+        return self.stage.trace.max_num_speculative_tokens
+
+    def controllers(self) -> dict[str, Callable[[], Controller]]:
+        """Makers of fresh controllers that see no future, by name."""
+        surface, longest, tuned = self.stage.surface, self.longest, self.tuned
+        constants = {constant_name(own): lambda own=own: ConstantController(own) for own in range(longest + 1)}
+        makers: dict[str, Callable[[], Controller]] = {
+            **constants,
+            "length_table": lambda: LengthTableController(tuned.table),
+            "heuristic": lambda: HeuristicScheduleController(longest),
+            "turbospec": lambda: TurboSpecController(surface, longest, probe_interval=tuned.turbospec_probe_interval),
+        }
+        threshold, adaptive = tuned.threshold, tuned.adaptive_length
+        if threshold is not None:
+            makers["threshold_published"] = lambda: ConfidenceThresholdController(longest, PUBLISHED_THRESHOLD)
+            makers["threshold_tuned"] = lambda: ConfidenceThresholdController(longest, threshold)
+        if adaptive is not None:
+            makers["adaptive_verification"] = lambda: warmed_adaptive(self.train, adaptive)
+        makers |= {own.name: lambda own=own: load_file(own.path, surface) for own in self.files}  # type: ignore[misc]
+        return makers
+
+    def price_rule(self) -> PricedController:
+        """The price rule as a controller; `serve` runs it compiled, with the same result."""
+        config, policy = self.stage.config, FixedPolicy(Action(self.longest, self.tuned.price))
+        surface, slots, context = self.stage.surface, config.max_num_seqs, config.max_model_len
+        return PricedController(policy, self.predictor, surface, self.longest, slots, context)
+
+    def serve(self, scenario: Scenario, seed: int) -> dict[str, Served]:
+        """What every contender makes of the scenario's schedule of this seed."""
+        stage, schedule = self.stage, self.stage.schedule(scenario, seed)
+        served = {name: stage.engine(schedule).serve(make()) for name, make in self.controllers().items()}
+        served[PRICE_RULE] = serve_priced(stage, self.recording, schedule, Action(self.longest, self.tuned.price))
+        if self.ceiling is not None:
+            action = Action(self.longest, self.ceiling.prices[scenario.name])
+            served[CEILING] = serve_priced(without_asking(stage), self.ceiling.recording, schedule, action)
+        best = max(getattr(own, scenario.figure) for own in served.values())
+        for name, per_request in ((UNIFORM, False), (REQUEST, True)):
+            served[name] = serve_oracle(stage, scenario, schedule, per_request, best)
+        return served
+
+
+def train_predictor(stage: Stage, seed: int) -> AcceptancePredictor:
+    """The price rule's predictor; for a recording without confidence the mean acceptance of a draft's tokens."""
+    trace = stage.trace
+    if trace.confidence is not None:
+        return fit_predictor(trace, seed)
+    kept = float(trace.accepted_length.sum())
+    rejected = np.count_nonzero(trace.accepted_length < trace.max_num_speculative_tokens)
+    return AcceptancePredictor.uninformed(float(np.clip(kept / (kept + rejected), 0.01, 0.99)))
+
+
+def tune(stage: Stage, predictor: AcceptancePredictor, config: ScenarioConfig) -> TunedBaselines:
+    """Choose the baselines' parameters on a training stage."""
+    return BaselineTuning(stage, Recording.of(stage.trace, predictor), config).run()
+
+
+def ceiling_prices(
+    stage: Stage, predictor: AcceptancePredictor, own_scenarios: list[Scenario], seed: int
+) -> dict[str, float]:
+    """Each scenario's best price, found on one half of the training requests by a predictor fitted to the other.
+
+    Chances on requests that were fitted to would be too sure of themselves, and the price with them.
+    """
+    trace, config = stage.trace, stage.config
+    order = np.random.default_rng((seed, 8)).permutation(len(trace))
+    half = len(trace) // 2
+    fitted, held_out = trace.select(order[:half]), trace.select(order[half:])
+    own = without_asking(Stage.build(held_out, stage.surface, config, stage.arrivals))
+    recording = ceiling_recording(fit_ceiling(fitted, seed), predictor, held_out)
+    return {scenario.name: _best_price(own, recording, scenario) for scenario in own_scenarios}
+
+
+def _best_price(stage: Stage, recording: Recording, scenario: Scenario) -> float:
+    longest = stage.trace.max_num_speculative_tokens
+    schedules = [stage.schedule(scenario, SEED + number) for number in range(2)]
+
+    def figure(price: float) -> float:
+        action = Action(longest, price)
+        runs = (serve_priced(stage, recording, own, action) for own in schedules)
+        return sum(float(getattr(run, scenario.figure)) for run in runs)
+
+    return best_of(PRICES, figure)

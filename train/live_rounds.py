@@ -1,0 +1,148 @@
+"""Live rounds of an engine, each with what it did, what the cost surface says of its passes, and what it took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from specpilot.controllers import KINDS, Controller, CostSurface, Decision, DraftLevel, RoundOutcome, RoundState
+from specpilot.controllers.controller import BoolArray, IntArray
+from specpilot.controllers.round_overhead import NO_OVERHEAD, RoundWork
+from specpilot.engine import Engine
+from specpilot.train.overhead_fit import MeasuredRounds
+
+REFERENCE_PASSES = (("draft", 8, 1, 64), ("verify", 8, 3, 64))
+REFERENCE_REPEATS = 5
+
+
+class LiveRound(NamedTuple):
+    """One round."""
+
+    work: RoundWork
+    """Numbers."""
+    passes: tuple[float, ...]
+    """``[4]`` seconds by the cost surface without overhead, in the order of `KINDS`."""
+    phases: tuple[float, ...]
+    """``[4]`` seconds as measured, in the same order, with what goes on around the passes."""
+    seconds: float
+    """As measured, of the whole step."""
+
+
+class WatchedController(Controller):
+    """Does what ``inner`` does, and notes what it is told and asked."""
+
+    state: RoundState
+
+    def __init__(self, inner: Controller) -> None:
+        self.inner = inner
+        self.asks_every_level, self.trims = inner.asks_every_level, inner.trims
+        self.level_features = inner.level_features
+        self.asked_levels, self.asked = 0, 0
+
+    def decide(self, state: RoundState) -> Decision:
+        """See `Controller.decide`."""
+        self.state = state
+        self.asked_levels, self.asked = 0, 0
+        return self.inner.decide(state)
+
+    def keep_drafting(self, level: DraftLevel) -> BoolArray:
+        """See `Controller.keep_drafting`."""
+        self.asked_levels += 1
+        self.asked += len(level.requests)
+        return self.inner.keep_drafting(level)
+
+    def verify_lengths(self, num_drafted: IntArray) -> IntArray:
+        """See `Controller.verify_lengths`."""
+        return self.inner.verify_lengths(num_drafted)
+
+    def observe(self, outcome: RoundOutcome) -> None:
+        """See `Controller.observe`."""
+        self.inner.observe(outcome)
+
+
+class RoundMeter:
+    """Steps an engine and measures the rounds. The engine's controller is replaced."""
+
+    def __init__(self, engine: Engine, surface: CostSurface) -> None:
+        """``surface``: without overhead, of this engine."""
+        self.engine = engine
+        self.surface = surface
+
+    def step(self, controller: WatchedController) -> LiveRound | None:
+        """One step of the engine under ``controller``; None if no request decoded in it."""
+        prefill = self._prefill_seconds()
+        self.engine.controller = controller
+        start = time.perf_counter()
+        self.engine.step()
+        seconds = time.perf_counter() - start
+        record = self.engine.stats.rounds[-1]
+        if not record.request_ids:
+            return None
+        state = controller.state
+        drafted, verified = np.asarray(record.num_drafted), np.asarray(record.num_verified)
+        passes = self.surface.round_cost(drafted, state.context_length, state.lag, verified)
+        own = {**passes._asdict(), "prefill": prefill}
+        work = RoundWork(
+            requests=len(drafted),
+            levels=int(drafted.max()),
+            drafted=int(drafted.sum()),
+            verified=int(verified.sum()),
+            asked_levels=controller.asked_levels,
+            asked=controller.asked,
+            noise_rows=int((drafted + 1)[state.temperature > 0].sum()),
+        )
+        phases = tuple(float(getattr(record, f"{kind}_seconds")) for kind in KINDS)
+        return LiveRound(work, tuple(float(own[kind]) for kind in KINDS), phases, seconds)
+
+    def clear(self, names: Sequence[str]) -> None:
+        """Cancel these requests and forget their results; the engine is idle afterwards if it had no others."""
+        for name in names:
+            self.engine.cancel(name)
+        while self.engine.has_work:
+            self.engine.step()
+        for name in names:
+            self.engine.take_result(name)
+
+    def slowness(self, kind: str, batch: int, tokens: int, context: int) -> float:
+        """The seconds of a pass now, over those when the surface was measured; the engine must be idle."""
+        profiler = self.engine.profiler()
+        times = [profiler.time_pass(kind, batch, tokens, context) for _ in range(REFERENCE_REPEATS)]
+        return float(np.median(times)) / float(self.surface.seconds(kind, batch, tokens, context))
+
+    def machine_slowness(self) -> float:
+        """The mean `slowness` of a draft and a verify pass of middle size."""
+        kinds, slots = self.engine.profiler().kinds, self.engine.cache.num_slots
+        passes = [own for own in REFERENCE_PASSES if own[0] in kinds]
+        return float(np.mean([self.slowness(own, min(size, slots), *rest) for own, size, *rest in passes]))
+
+    def _prefill_seconds(self) -> float:
+        """What the surface says of the prefill that the next step will do."""
+        scheduler = self.engine.scheduler
+        free = scheduler.num_slots - len(scheduler.running)
+        budget, tokens, contexts = scheduler.prefill_chunk, list[int](), list[int]()
+        for request in [*scheduler.running, *list(scheduler.waiting)[:free]]:
+            count = min(budget, request.num_prompt_tokens - 1 - request.num_cached)
+            if count > 0:
+                tokens.append(count)
+                contexts.append(request.num_cached)
+                budget -= count
+        if not tokens:
+            return 0.0
+        return float(self.surface.seconds("prefill", float(len(tokens)), float(np.mean(tokens)), float(max(contexts))))
+
+
+def as_measured(rounds: Sequence[LiveRound], seconds: Sequence[float] | None = None) -> MeasuredRounds:
+    """Rounds as the fit takes them; ``seconds`` ``[N]`` instead of their own."""
+    work = np.asarray([own.work for own in rounds], dtype=np.float64).reshape(-1, len(RoundWork._fields))
+    passes = np.asarray([own.passes for own in rounds], dtype=np.float64).reshape(-1, len(KINDS))
+    times = [own.seconds for own in rounds] if seconds is None else seconds
+    return MeasuredRounds(RoundWork(*work.T), passes, np.asarray(times, dtype=np.float64))
+
+
+def bare(surface: CostSurface) -> CostSurface:
+    """The surface of the passes alone."""
+    return replace(surface, overhead=NO_OVERHEAD)

@@ -1,0 +1,79 @@
+"""A fleet of replayed engines as a stable-baselines3 vector environment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
+
+from specpilot.controllers.observation import NUM_FEATURES
+from specpilot.controllers.priced import Action
+from specpilot.envs.fleet import ReplayFleet
+from specpilot.train.normaliser import Normaliser
+
+
+class ReplayVecEnv(VecEnv):
+    """Every engine of the fleet is one environment; observations are normalised, ``[E, NUM_FEATURES]`` float32."""
+
+    def __init__(self, fleet: ReplayFleet, lengths: Sequence[int], prices: Sequence[float], normaliser: Normaliser):
+        """An action is an index into ``lengths`` and one into ``prices``."""
+        self.fleet, self.normaliser = fleet, normaliser
+        self.lengths, self.prices = tuple(lengths), tuple(prices)
+        space = gymnasium.spaces.Box(-normaliser.clip, normaliser.clip, (NUM_FEATURES,), np.float32)
+        super().__init__(fleet.num_envs, space, gymnasium.spaces.MultiDiscrete([len(lengths), len(prices)]))
+        self._actions: list[Action] = []
+        self.returns = np.zeros(fleet.num_envs)
+
+    def reset(self) -> VecEnvObs:
+        """Begin an episode everywhere."""
+        if self._seeds[0] is not None:
+            self.fleet.seed(self._seeds[0])
+        self._reset_seeds()
+        for e in range(self.num_envs):
+            self.fleet.reset(e)
+        self.returns[:] = 0
+        return self.normaliser(self.fleet.observations)
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        """Remember the actions ``[E, 2]``."""
+        self._actions = [Action(self.lengths[length], self.prices[price]) for length, price in actions.tolist()]
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Play a round everywhere; episodes that end begin again at once."""
+        rewards, served, late = self.fleet.step(self._actions)
+        self.returns += rewards
+        done = (served | late).astype(bool)
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        for e in np.flatnonzero(done).tolist():
+            infos[e] = {
+                "terminal_observation": self.normaliser(self.fleet.observations[e]),
+                "TimeLimit.truncated": True,  # Traffic goes on when an episode ends: its value is not zero.
+                "episode": {"r": float(self.returns[e]), "l": int(self.fleet.rounds[e]), "t": 0.0},
+            }
+            self.returns[e] = 0
+            self.fleet.reset(e)
+        return self.normaliser(self.fleet.observations), rewards.astype(np.float32), done, infos
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """See `VecEnv.get_attr`: all engines share one fleet."""
+        return [getattr(self, attr_name, None) for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """See `VecEnv.set_attr`."""
+        raise AttributeError(f"environments of a fleet share their attributes; set {attr_name!r} when it is made")
+
+    def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
+        """See `VecEnv.env_method`."""
+        raise AttributeError(f"environments of a fleet have no methods of their own, asked for {method_name!r}")
+
+    def env_is_wrapped(self, wrapper_class: type[gymnasium.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
+        """See `VecEnv.env_is_wrapped`."""
+        return [False for _ in self._get_indices(indices)]
