@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 .PHONY: demo test check lint types wheel bench pair clean
 
-demo: $(READY) ## serve the shipped pair with and without speculation, print both speeds
+demo: $(READY) ## record, train with PPO, distil, serve and compare on the shipped pair
 	$(BIN)/python benchmarks/demo.py
 
 test: $(READY) ## all tests

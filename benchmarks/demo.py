@@ -1,56 +1,86 @@
-"""``make demo``: serve the shipped pair with and without speculation and print both speeds."""
+"""``make demo``: record the shipped pair, train a controller, distil it, serve with it, compare it with others."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
-from specpilot.controllers import ConstantController
-from specpilot.engine import SHIPPED_PAIR, Engine, EngineConfig, RequestOutput, SamplingParams, load_pair
-from specpilot.engine.text import decode
+from specpilot import load_controller
+from specpilot.controllers import ConstantController, Controller
+from specpilot.engine import SHIPPED_PAIR, Engine, EngineConfig, SamplingParams, load_pair
 
-MAX_TOKENS = 96
+ROOT = Path(__file__).resolve().parent.parent
+RUN = Path("runs/demo")
+STEPS = (
+    ("record the pair and measure this machine", ["train/record.py", "--config", "configs/demo/record.yaml"]),
+    ("train a controller with PPO", ["train/ppo.py", "--config", "configs/demo/ppo.yaml"]),
+    ("distil it", ["train/distill.py", "--run", "runs/demo/ppo"]),
+)
+COMPARISON = ("compare on evaluation requests", ["train/evaluate.py", "--config", "configs/demo/evaluate.yaml"])
+BATCH, MAX_TOKENS, REPEATS = 8, 64, 5
 
 
-def timed(engine: Engine, length: int, prompts: list[list[int]]) -> tuple[float, list[RequestOutput]]:
-    """Serve ``prompts`` at one speculation length; returns tokens per second of wall time, prefill included."""
-    engine.controller = ConstantController(length)
-    params = [SamplingParams(max_tokens=MAX_TOKENS, seed=seed) for seed in range(len(prompts))]
+def run_step(title: str, command: list[str]) -> None:
+    """Run one script of the repository; stop where it fails."""
+    print(f"\n== {title}: python {' '.join(command)}", flush=True)
+    start = time.monotonic()
+    code = subprocess.run([sys.executable, *command], cwd=ROOT, check=False).returncode
+    if code:
+        sys.exit(code)
+    print(f"   {time.monotonic() - start:.0f} s", flush=True)
+
+
+def serve(engine: Engine, controller: Controller, prompts: list[list[int]]) -> tuple[float, list[tuple[int, ...]]]:
+    """Serve ``prompts`` at mixed temperatures; returns tokens per second and the texts."""
+    engine.controller = controller
+    params = [
+        SamplingParams(max_tokens=MAX_TOKENS, seed=number, temperature=(0.0, 0.6, 1.0)[number % 3], ignore_eos=True)
+        for number in range(len(prompts))
+    ]
     start = time.perf_counter()
     outputs = engine.generate(prompts, params)
-    return sum(len(output.token_ids) for output in outputs) / (time.perf_counter() - start), outputs
+    seconds = time.perf_counter() - start
+    return sum(len(output.token_ids) for output in outputs) / seconds, [output.token_ids for output in outputs]
+
+
+def serve_live() -> None:
+    """Load the tree into the engine and serve with it, beside plain decoding and a constant, in turn."""
+    print(f"\n== serve live: {BATCH} requests at once, temperatures 0, 0.6 and 1, {MAX_TOKENS} tokens each", flush=True)
+    transformers_logging.disable_progress_bar()
+    engine = Engine(load_pair(), EngineConfig(max_num_seqs=BATCH))
+    records = json.loads((SHIPPED_PAIR / "evaluation_prompts.json").read_text())["prompts"]
+    prompts = [record["token_ids"] for record in records[:BATCH]]
+    surface = ROOT / RUN / "record" / "cost_surface.json"
+    contenders: dict[str, Controller] = {
+        "off": ConstantController(0),
+        "K = 3": ConstantController(3),
+        "tree": load_controller(ROOT / RUN / "ppo/students/tree.json", cost_surface=surface),
+    }
+    runs = [{name: serve(engine, own, prompts) for name, own in contenders.items()} for _ in range(REPEATS + 1)][1:]
+    for name in contenders:
+        ratio = statistics.median(run[name][0] / run["off"][0] for run in runs)
+        same = all(run[name][1] == run["off"][1] for run in runs)
+        speed = statistics.median(run[name][0] for run in runs)
+        print(f"{name:<6} {speed:7.0f} tokens/s   {ratio:5.2f} x off   {'same text' if same else 'ANOTHER TEXT'}")
 
 
 def main() -> None:
-    """Interleave plain decoding and speculation over the same evaluation prompts, alone and in a batch."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--length", type=int, default=4, help="speculation length K")
-    parser.add_argument("--repeats", type=int, default=5)
-    options = parser.parse_args()
-    transformers_logging.disable_progress_bar()
-    records = json.loads((SHIPPED_PAIR / "evaluation_prompts.json").read_text())["prompts"]
-    pair = load_pair()
-    print(f"pair: {SHIPPED_PAIR.name}; temperature 0; {MAX_TOKENS} tokens a request; K = {options.length}")
-    print("batch   plain tok/s   speculating tok/s   ratio (median of pairs)   accepted length   same text")
-    for batch in (1, 4, 16):
-        prompts = [record["token_ids"] for record in records[:batch]]
-        engine = Engine(pair, EngineConfig(max_num_seqs=batch))
-        timed(engine, options.length, prompts)  # warm-up
-        pairs = [(timed(engine, 0, prompts), timed(engine, options.length, prompts)) for _ in range(options.repeats)]
-        plain = statistics.median(off[0] for off, _ in pairs)
-        fast = statistics.median(on[0] for _, on in pairs)
-        ratio = statistics.median(on[0] / off[0] for off, on in pairs)
-        same = all(a.token_ids == b.token_ids for off, on in pairs for a, b in zip(off[1], on[1], strict=True))
-        accepted = statistics.mean(output.stats.mean_accepted_length for output in pairs[-1][1][1])
-        print(
-            f"{batch:5d}   {plain:11.0f}   {fast:17.0f}   {ratio:23.2f}   {accepted:15.2f}   {'yes' if same else 'NO'}"
-        )
-    print("\nfirst prompt and what the target writes:\n")
-    print(decode(pair.tokenizer, records[0]["token_ids"]) + "\x1b[1m" + pairs[-1][1][1][0].text + "\x1b[0m")
+    """All steps; each goes on where an interrupted run stopped."""
+    start = time.monotonic()
+    for title, command in STEPS:
+        run_step(title, command)
+    serve_live()
+    run_step(*COMPARISON)
+    print(
+        f"\ntable and plot: {RUN / 'evaluate'} (table.md, plot.png); the tree to read: {RUN / 'ppo/students/tree.txt'}"
+    )
+    print(f"all in {(time.monotonic() - start) / 60:.1f} minutes")
 
 
 if __name__ == "__main__":

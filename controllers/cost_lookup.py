@@ -31,8 +31,8 @@ class RoundSetting(NamedTuple):
 class CostLookup:
     """Seconds of rounds, from tables that are filled from a `CostSurface` the first time they are needed.
 
-    Same approximations as `CostSurface.round_seconds`, and three more: every pass of a round is priced at one context, a
-    controller that is asked is asked about every request after every level, and noise is shared out evenly.
+    Same approximations as `CostSurface.round_seconds`, and three more: every pass of a round is priced at one context,
+    a controller that is asked is asked about every request after every level, and noise is shared out evenly.
     """
 
     def __init__(self, surface: CostSurface, context_step: int = 64) -> None:

@@ -1,4 +1,4 @@
-"""A cost surface baked into dense tables: look-ups of nanoseconds for replay, of about a microsecond for controllers."""
+"""A cost surface baked into dense tables: look-ups in nanoseconds for replay, a microsecond for controllers."""
 
 from __future__ import annotations
 

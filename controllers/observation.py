@@ -183,9 +183,7 @@ def write_features(
         own = min((1, 8, 32)[number], len(costs.verify) - 1)
         base = plain_round_seconds(costs, own, 256.0)
         out[at] = interpolate(costs.draft, own, 1.0, 256.0) / base
-        out[at + 1] = (
-            interpolate(costs.verify, own, 2.0, 256.0) - interpolate(costs.verify, own, 1.0, 256.0)
-        ) / base
+        out[at + 1] = (interpolate(costs.verify, own, 2.0, 256.0) - interpolate(costs.verify, own, 1.0, 256.0)) / base
         at += 2
     out[at] = gain_of(history)
     out[at + 1] = history[_LENGTH]

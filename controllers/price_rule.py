@@ -38,8 +38,8 @@ def choose_starters(
 ) -> int:
     """How many of the requests should draft at all: the first m in the order given.
 
-    ``chance`` ``[A]``: each one's chance that its first draft is accepted, descending; further drafts are expected to do
-    as well. ``catch_up`` ``[A]``: seconds its drafter's lag costs, already spread over the rounds it will be of use.
+    ``chance`` ``[A]``: each one's chance that its first draft is accepted, descending; further drafts are expected to
+    do as well. ``catch_up`` ``[A]``: seconds its drafter's lag costs, already spread over the rounds it will be of use.
     ``draft`` ``[A + 1]``: seconds of a draft level by requests. ``curve``: `verify_curve` up to ``A * max_length``
     tokens. ``fixed`` and ``per_level``: seconds for drafting at all, and for every level beside its pass.
     """

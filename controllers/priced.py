@@ -24,8 +24,8 @@ class PricedController(Controller):
 
     A token is drafted, and verified, where its predicted chance of being accepted is worth its seconds on this
     machine at the action's price (`price_rule`). The price's unit is what the engine earns per second at this batch
-    size: plain decoding's tokens per second times the running gain. At price 0 time costs nothing: every request gets the
-    action's length, and no question is asked, which would cost time too.
+    size: plain decoding's tokens per second times the running gain. At price 0 time costs nothing: every request gets
+    the action's length, and no question is asked, which would cost time too.
     """
 
     asks_every_level: bool

@@ -21,8 +21,8 @@ def draft_level(
 ) -> DraftLevel:
     """Describe the level ``depth`` of ``A`` requests.
 
-    ``tempered`` is ``[A, vocab_size]``: the drafter's logits after filters and temperature. ``margin`` and ``agreement``
-    are ``[A]``. What is not in ``features`` is NaN.
+    ``tempered`` is ``[A, vocab_size]``: the drafter's logits after filters and temperature. ``margin`` and
+    ``agreement`` are ``[A]``. What is not in ``features`` is NaN.
     """
     columns = _confidence(tempered, features)
     if margin is not None and not columns:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Space
 from numpy.typing import ArrayLike, NDArray
 
 from ..controllers.observation import Feature
@@ -19,9 +20,9 @@ class FeatureSpace:
         self._low = np.asarray([own.low for own in features], dtype=np.float32)
         self._high = np.asarray([own.high for own in features], dtype=np.float32)
 
-    def box(self) -> Box:
+    def box(self) -> Space[NDArray[np.float32]]:
         """The space of one observation, float32."""
-        return Box(self._low, self._high, dtype=np.float32)
+        return cast("Space[NDArray[np.float32]]", Box(self._low, self._high, dtype=np.float32))
 
     def observation(self, values: ArrayLike) -> NDArray[np.float32]:
         """``values`` ``[..., F]`` as an element of the space (or a batch of them)."""

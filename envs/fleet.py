@@ -33,10 +33,10 @@ class FleetConfig:
     max_rounds: int = 256
     """Rounds of an episode; it also ends when its requests are served."""
     reward: str = "request_speed"
-    """``request_speed``: tokens - s * request-seconds, s the running tokens per request-second, request-seconds the time
-    times the requests in the system (in closed loop the same as throughput). ``throughput``: tokens - r * seconds, r the
-    running tokens per second. ``round_ratio``: tokens / seconds of each round over plain decoding's, as Learning to
-    Draft (arXiv 2603.01639) uses it; another objective, kept for comparison."""
+    """``request_speed``: tokens - s * request-seconds, s the running tokens per request-second, request-seconds the
+    time times the requests in the system (in closed loop the same as throughput). ``throughput``: tokens - r * seconds,
+    r the running tokens per second. ``round_ratio``: tokens / seconds of each round over plain decoding's, as Learning
+    to Draft (arXiv 2603.01639) uses it; another objective, kept for comparison."""
     max_requests: int | None = None
     """Requests of an episode; None: more than its rounds can serve."""
 

@@ -13,6 +13,7 @@ RENDER_MODES = ("ansi", "rgb_array")
 HEIGHT_OF_BAND, WIDTH_OF_ROUND, NUM_ROUNDS = 64, 4, 80
 _COLOURS = ((66, 106, 168), (84, 150, 92), (190, 120, 60))
 _BACKGROUND, _LINE = 250, 200
+_WIDTHS = (8, 9, 9, 10, 9, 9)
 
 
 class RoundView(NamedTuple):
@@ -56,9 +57,7 @@ class RoundLog:
         """A table of the last ``count`` rounds."""
         lines = ["requests  longest  drafted  accepted  running  waiting"]
         for own in list(self.rounds)[-count:]:
-            lines.append(
-                f"{own.decoding:8d} {own.longest:8d} {own.drafted:8d} {own.accepted:9d} {own.running:8d} {own.waiting:8d}"
-            )
+            lines.append("".join(f"{count:{width}d}" for count, width in zip(own, _WIDTHS, strict=True)))
         return "\n".join(lines)
 
     def picture(self) -> NDArray[np.uint8]:

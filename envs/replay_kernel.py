@@ -305,7 +305,7 @@ def finish_round(
 
 
 @compiled
-def priced_lengths(
+def priced_lengths(  # noqa: C901 - one round, told in order; compiled code pays for calls with closures
     recording: Recording,
     costs: CostTable,
     at: IntArray,
@@ -335,8 +335,8 @@ def priced_lengths(
     if len(able) == 0:
         return lengths, drafted, drafted.copy(), 0, 0
     if price == 0.0:  # A constant length, without questions.
-        for row in able:
-            lengths[row] = min(allowed[row], max_length)
+        for own in able:
+            lengths[own] = min(allowed[own], max_length)
         return lengths, lengths.copy(), lengths.copy(), 0, 0
     draft = np.empty(batch + 1)
     verify = np.empty(costs.verify.shape[1])
@@ -361,8 +361,8 @@ def priced_lengths(
         chance[able], behind[order], draft[: len(able) + 1], curve, work[8], per_level, max_length, worth
     )
     active = able[:starters]
-    for row in active:
-        lengths[row] = min(allowed[row], max_length)
+    for own in active:
+        lengths[own] = min(allowed[own], max_length)
     survival = np.ones(batch)
     survivals = np.zeros((batch, max_length))
     planned, asked_levels, asked, depth = 0, 0, 0, 0

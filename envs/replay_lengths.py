@@ -58,7 +58,8 @@ class ReplayLengths:
             self.fleet.seed(rng)
         self.fleet.rng = rng
         self.fleet.reset(0, scenario)
-        return self.fleet.observations[0]
+        first: FloatArray = self.fleet.observations[0]
+        return first
 
     def play(self, action: Action) -> LengthTurn:
         """See `LengthBackend.play`."""

@@ -7,13 +7,14 @@ from typing import Protocol
 
 import numpy as np
 
+from ..controllers.observation import NUM_FEATURES
 from . import replay_kernel as kernel
 from .long_run import LongRunPrice, plain_rate
 from .rendering import RoundView
 from .replay import ReplayEngine
 from .replay_state import IntArray, Recording
 from .scenario import Scenario
-from .stop_round import FEATURES, Settlement, StopQuestion, StopRound
+from .stop_round import Settlement, StopQuestion, StopRound
 from .traffic import make_schedule
 
 Questions = Generator[StopQuestion, bool, None]
@@ -46,7 +47,7 @@ class ReplayQuestions:
         self.price = LongRunPrice(len(scenario.fleet.traffic))
         self.number = 0
         self._told = scenario.trace.confidence
-        self._features = np.zeros(len(FEATURES))
+        self._features = np.zeros(NUM_FEATURES)
 
     def begin(self, rng: np.random.Generator, seeded: bool, scenario: int | None) -> StopQuestion | None:
         """See `QuestionBackend.begin`."""

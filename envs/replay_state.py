@@ -39,7 +39,7 @@ class Recording(NamedTuple):
 
     @classmethod
     def of(cls, trace: Trace, predictor: AcceptancePredictor | None = None) -> Recording:
-        """Evaluate ``predictor`` on every draft of ``trace``. Raises ValueError where it reads what was not recorded."""
+        """Evaluate ``predictor`` on every draft of ``trace``. Raises `ValueError` where it reads what has no record."""
         positions, longest = len(trace.accepted_length), trace.max_num_speculative_tokens
         chance = following = np.zeros((positions, 0), dtype=np.float32)
         weights = np.zeros(5)

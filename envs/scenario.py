@@ -18,6 +18,7 @@ from .traffic import Traffic
 
 BACKENDS = ("replay", "live")
 TrafficLike = Traffic | Mapping[str, Any]
+DEFAULT_TRAFFIC = Traffic()
 
 
 class ScenarioError(ValueError):

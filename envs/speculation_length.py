@@ -19,9 +19,8 @@ from .feature_space import FeatureSpace
 from .rendering import RENDER_MODES, RoundLog
 from .replay import ReplayConfig
 from .replay_lengths import LengthBackend, ReplayLengths
-from .scenario import BACKENDS, Scenario, ScenarioError, TrafficLike, load_scenario
+from .scenario import BACKENDS, DEFAULT_TRAFFIC, Scenario, ScenarioError, TrafficLike, load_scenario
 from .trace import Trace
-from .traffic import Traffic
 
 LENGTHS = (0, 1, 2, 3, 4, 6, 8)
 PRICES = (0.0, 0.5, 0.7, 1.0, 1.4, 2.0)
@@ -146,7 +145,7 @@ class SpeculationLengthEnv(gymnasium.Env[Observation, IntArray]):
         trace: str | Path | Trace | None = None,
         cost_surface: str | Path | CostSurface | None = None,
         predictor: str | Path | AcceptancePredictor | None = None,
-        traffic: TrafficLike | Sequence[TrafficLike] = Traffic(),
+        traffic: TrafficLike | Sequence[TrafficLike] = DEFAULT_TRAFFIC,
         backend: str = "replay",
         reward: str = "request_speed",
         max_rounds: int = 256,
@@ -207,7 +206,7 @@ class SpeculationLengthEnv(gymnasium.Env[Observation, IntArray]):
         info = {"tokens": turn.tokens, "seconds": turn.seconds, **turn.view._asdict()}
         return self._space.observation(turn.observation), turn.reward, turn.served, truncated, info
 
-    def render(self) -> str | NDArray[np.uint8] | None:  # type: ignore[override]
+    def render(self) -> str | NDArray[np.uint8] | None:
         """The last rounds: ``ansi`` a table, ``rgb_array`` a picture of lengths, accepted tokens and load over time."""
         return self._log.render(self.render_mode)
 

@@ -17,11 +17,10 @@ from .feature_space import FeatureSpace
 from .rendering import RENDER_MODES, RoundLog
 from .replay import ReplayConfig
 from .replay_questions import QuestionBackend, ReplayQuestions
-from .scenario import ScenarioError, TrafficLike, load_scenario
+from .scenario import DEFAULT_TRAFFIC, ScenarioError, TrafficLike, load_scenario
 from .speculation_length import Observation, check_modes
 from .stop_round import STOP_FEATURES, Settlement, StopQuestion
 from .trace import Trace
-from .traffic import Traffic
 
 
 class StopContinueEnv(gymnasium.Env[Observation, np.int64]):
@@ -65,11 +64,11 @@ class StopContinueEnv(gymnasium.Env[Observation, np.int64]):
     ## Rewards
 
     The rewards of a round sum to ``tokens - price * seconds``, price being the running tokens per second of that
-    traffic, which is set when a round begins (plain decoding's in the first). On replay each answer is rewarded at once with
-    what it changes: 1 if the token it drafts is accepted, less the price of the seconds by which drafting and verifying
-    it (and being asked) lengthen the round. The rest, which no answer changes (a token for every request, prefill and
-    the pass without drafts), comes with the round's last answer. Live, the whole sum comes with the last answer.
-    Rounds in which no request may draft ask nothing and count to the round before.
+    traffic, which is set when a round begins (plain decoding's in the first). On replay each answer is rewarded at
+    once with what it changes: 1 if the token it drafts is accepted, less the price of the seconds by which drafting and
+    verifying it (and being asked) lengthen the round. The rest, which no answer changes (a token for every request,
+    prefill and the pass without drafts), comes with the round's last answer. Live, the whole sum comes with the last
+    answer. Rounds in which no request may draft ask nothing and count to the round before.
 
     ## Starting State
 
@@ -77,8 +76,8 @@ class StopContinueEnv(gymnasium.Env[Observation, np.int64]):
 
     ## Episode End
 
-    Terminated: the requests of the episode are served. Truncated: after ``max_rounds`` rounds that asked, at the round's
-    end. `step` then raises ``ResetNeeded`` until `reset`.
+    Terminated: the requests of the episode are served. Truncated: after ``max_rounds`` rounds that asked, at the
+    round's end. `step` then raises ``ResetNeeded`` until `reset`.
 
     ## Arguments
 
@@ -99,7 +98,7 @@ class StopContinueEnv(gymnasium.Env[Observation, np.int64]):
         trace: str | Path | Trace | None = None,
         cost_surface: str | Path | CostSurface | None = None,
         predictor: str | Path | AcceptancePredictor | None = None,
-        traffic: TrafficLike | Sequence[TrafficLike] = Traffic(),
+        traffic: TrafficLike | Sequence[TrafficLike] = DEFAULT_TRAFFIC,
         backend: str = "replay",
         max_rounds: int = 256,
         max_num_seqs: int = 32,
@@ -164,7 +163,7 @@ class StopContinueEnv(gymnasium.Env[Observation, np.int64]):
             **settlement.view._asdict(),
         }
 
-    def render(self) -> str | NDArray[np.uint8] | None:  # type: ignore[override]
+    def render(self) -> str | NDArray[np.uint8] | None:
         """The last rounds: ``ansi`` a table, ``rgb_array`` a picture of lengths, accepted tokens and load over time."""
         return self._log.render(self.render_mode)
 

@@ -37,8 +37,8 @@ class Traffic:
     load: float = 0.8
     """Otherwise: arrival rate over the rate that plain decoding could serve with all slots in use."""
     path: str | None = None
-    """``csv``: file with the columns of the Azure LLM inference trace. Times are scaled to ``load``; each request is the
-    recorded one whose output ranks among the recorded as its ``GeneratedTokens`` does among the file's."""
+    """``csv``: file with the columns of the Azure LLM inference trace. Times are scaled to ``load``; each request is
+    the recorded one whose output ranks among the recorded as its ``GeneratedTokens`` does among the file's."""
     temperatures: tuple[float, ...] = ()
     """Serve only recorded requests of these temperatures; empty: all, mixed."""
 

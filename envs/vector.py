@@ -19,10 +19,9 @@ from ..controllers.observation import FEATURES
 from .feature_space import FeatureSpace
 from .fleet import ReplayFleet
 from .replay import ReplayConfig
-from .scenario import ScenarioError, TrafficLike, load_scenario
+from .scenario import DEFAULT_TRAFFIC, ScenarioError, TrafficLike, load_scenario
 from .speculation_length import PRICES, Observation, tiers
 from .trace import Trace
-from .traffic import Traffic
 
 
 class SpeculationLengthVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[np.float64]]):
@@ -41,7 +40,7 @@ class SpeculationLengthVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArr
         trace: str | Path | Trace | None = None,
         cost_surface: str | Path | CostSurface | None = None,
         predictor: str | Path | AcceptancePredictor | None = None,
-        traffic: TrafficLike | Sequence[TrafficLike] = Traffic(),
+        traffic: TrafficLike | Sequence[TrafficLike] = DEFAULT_TRAFFIC,
         backend: str = "replay",
         reward: str = "request_speed",
         max_rounds: int = 256,
@@ -93,7 +92,7 @@ class SpeculationLengthVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArr
             self.fleet.reset(e, (options or {}).get("scenario"))
         return self._space.observation(self.fleet.observations), {}
 
-    def step(
+    def step(  # type: ignore[override] # Gymnasium types flags like rewards.
         self, actions: NDArray[np.int64]
     ) -> tuple[Observation, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
         """Play a round everywhere; ``actions`` ``[num_envs, 2]``."""

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from specpilot.controllers import KINDS, CostSurface
 from specpilot.controllers.controller import FloatArray
-from specpilot.controllers.round_overhead import NO_OVERHEAD, RoundOverhead
+from specpilot.controllers.round_overhead import COEFFICIENTS, NO_OVERHEAD, RoundOverhead
 from specpilot.engine import Engine
 from specpilot.train.clean_rounds import Block, CleanRounds, Plan
 from specpilot.train.live_rounds import LiveRound, RoundMeter, as_measured
@@ -23,6 +23,12 @@ from specpilot.train.random_rounds import EPISODE_ROUNDS, RandomRounds
 
 ASKING = ("per_asked_level", "per_asked_token")
 NOISE = ("per_noise_row",)
+PHASES = {
+    "host": ("constant", "per_request", "per_level", "per_drafted_token", "per_verified_token", "drafting"),
+    "draft": ("per_level", "per_drafted_token", "drafting"),
+    "verify": ("constant", "per_request", "per_verified_token"),
+}
+"""What the seconds of each phase of a round can depend on, beyond its passes; ``host`` has none."""
 CHECKED_SHARE = 1 / 3
 """Of the rounds, random ones that nothing is fitted to."""
 
@@ -56,16 +62,16 @@ def calibrate(
     sweeps = max(1, round(num_rounds * (1 - CHECKED_SHARE) / clean.rounds_per_sweep))
     episodes = max(1, round(num_rounds * CHECKED_SHARE / EPISODE_ROUNDS))
     total = sweeps * clean.rounds_per_sweep + episodes * EPISODE_ROUNDS
-    blocks, checks, ratios = list[Block](), list[MeasuredRounds](), list[float]()
     with tqdm(total=total, desc="calibration", disable=not progress, mininterval=2) as bar:
-        for _ in range(sweeps):
-            for batch in clean.batches:
-                blocks.append(clean.serve(batch))
-                bar.update(clean.rounds_per_sweep // len(clean.batches))
-        ratios.append(meter.machine_slowness())
+        blocks = list[Block]()
+        for batch in clean.batches * sweeps:
+            blocks.append(clean.serve(batch))
+            bar.update(clean.rounds_per_sweep // len(clean.batches))
+        blocks, level = levelled(blocks)
+        checks, ratios = list[MeasuredRounds](), [level * meter.machine_slowness()]
         for _ in range(episodes):
             rounds = random.episode()
-            ratios.append(meter.machine_slowness())
+            ratios.append(level * meter.machine_slowness())
             slowness = (ratios[-2] + ratios[-1]) / 2
             checks.append(as_measured(rounds, [own.seconds / slowness for own in rounds]))
             bar.update(EPISODE_ROUNDS)
@@ -80,26 +86,67 @@ def calibrate(
     return Calibration(overhead, report)
 
 
+def levelled(blocks: Sequence[Block]) -> tuple[list[Block], float]:
+    """The blocks with their machine's slowness times a number, the same for all, and that number.
+
+    The few passes that follow the drift lie at points where the surface may be wrong by a quarter; over all blocks,
+    the machine shall be as slow as all of their passes say.
+    """
+    everywhere = np.mean([np.log(own) for block in blocks for own in block.slowness.values()])
+    level = float(np.exp(everywhere - np.mean([np.log(block.machine_slowness) for block in blocks])))
+    return [replace(block, machine_slowness=level * block.machine_slowness) for block in blocks], level
+
+
 def overhead_of(blocks: Sequence[Block]) -> RoundOverhead:
     """The overhead by what was measured to find it.
 
     What asking costs: rounds that ask against rounds that do not, verification left out. Noise: rounds at temperature
-    1 against those at 0. Factors of prefill and catch-up: these phases over their passes. The rest: rounds at
-    temperature 0 that do not ask, less passes of their sizes.
+    1 against those at 0. Factors of prefill and catch-up: these phases over their passes. The rest: the phases of
+    rounds at temperature 0 that do not ask, less passes of their sizes.
     """
     known = {
         **fit_units(*_differences(blocks, _without_asking, _beyond_drafts), ASKING),
         **fit_units(*_differences(blocks, _without_noise, _beyond_passes), NOISE),
         **{f"{kind}_factor": _phase_ratio(blocks, KINDS.index(kind)) for kind in ("catch_up", "prefill")},
     }
-    cells, extra = list[LiveRound](), list[float]()
+    total = dict.fromkeys(COEFFICIENTS, 0.0)
+    for phase, names in PHASES.items():
+        found = fit_phase(blocks, phase, names)
+        if phase in KINDS:
+            known[f"{phase}_factor"] = found.factor(phase)
+        for name in names:
+            total[name] += getattr(found, name)
+    return RoundOverhead(**{**total, **known})
+
+
+def fit_phase(blocks: Sequence[Block], phase: str, names: Sequence[str]) -> RoundOverhead:
+    """The coefficients ``names`` for one of `PHASES` alone, and the factor of its passes if it has any.
+
+    One phase at a time, because errors of milliseconds in the passes of a large batch would otherwise be made up for by
+    what the host does, which is known to microseconds.
+    """
+    cells, seconds = list[LiveRound](), list[float]()
     for block in blocks:
         for plan, rounds in block.rounds.items():
-            if plan.temperature == 0 and not plan.asks:
-                cells.append(rounds[len(rounds) // 2])
-                extra.append(float(np.median([_beyond_passes(block, plan, own) for own in rounds])))
-    seconds = [sum(own.passes) + more for own, more in zip(cells, extra, strict=True)]
-    return fit_overhead(as_measured(cells, seconds), known)
+            if plan.temperature == 0 and not plan.asks and (phase != "draft" or plan.length):
+                alone = [_only(phase, own) for own in rounds]
+                beyond = float(np.median([_beyond_passes(block, plan, own) for own in alone]))
+                cells.append(alone[len(alone) // 2])
+                seconds.append(sum(cells[-1].passes) + beyond)
+    live = as_measured(cells, seconds)
+    live = live.select(live.seconds > 0)
+    unused = [name for name in COEFFICIENTS if name not in names]
+    factors = {f"{kind}_factor": 1.0 for kind in KINDS if kind != phase}
+    return fit_overhead(live, {**dict.fromkeys(unused, 0.0), **factors}) if len(live) else NO_OVERHEAD
+
+
+def _only(phase: str, own: LiveRound) -> LiveRound:
+    """The round as if it had been one of `PHASES` and nothing else."""
+    if phase not in KINDS:
+        return own._replace(passes=(0.0,) * len(KINDS), seconds=own.seconds - sum(own.phases))
+    at = KINDS.index(phase)
+    passes = tuple(seconds if index == at else 0.0 for index, seconds in enumerate(own.passes))
+    return own._replace(passes=passes, seconds=own.phases[at])
 
 
 def _beyond_passes(block: Block, plan: Plan, own: LiveRound) -> float:

@@ -56,8 +56,8 @@ class Block:
     slowness: dict[tuple[str, int], float]
     """See `RoundMeter.slowness`; by kind of pass, and tokens per request."""
     machine_slowness: float
-    """See `RoundMeter.machine_slowness`: of the same passes for all blocks, so that errors of the surface at one batch
-    do not look like a slow machine."""
+    """Of the same passes for all blocks, so that errors of the surface at one batch do not look like a slow machine:
+    see `RoundMeter.machine_slowness`."""
 
     def seconds_now(self, plan: Plan, own: LiveRound) -> FloatArray:
         """``[4]`` seconds (`KINDS`) of a round's passes by the cost surface, on the machine as it was in this block."""

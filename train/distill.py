@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from specpilot.configs import ConfigError
 from specpilot.controllers import LengthTableController
 from specpilot.controllers.controller_file import load_controller, save_controller
-from specpilot.controllers.observation import FEATURE_NAMES
 from specpilot.controllers.policies import MlpPolicy, TreePolicy
 from specpilot.controllers.priced import Action, Policy, PricedController
 from specpilot.envs.traffic import Traffic

@@ -15,7 +15,7 @@ from specpilot.controllers.round_overhead import NO_OVERHEAD, RoundWork
 from specpilot.engine import Engine
 from specpilot.train.overhead_fit import MeasuredRounds
 
-REFERENCE_PASSES = (("draft", 8, 1, 64), ("verify", 8, 3, 64))
+REFERENCE_PASSES = (("draft", 1, 1, 64), ("draft", 8, 1, 64), ("verify", 1, 3, 64), ("verify", 8, 3, 64))
 REFERENCE_REPEATS = 5
 
 
@@ -114,7 +114,7 @@ class RoundMeter:
         return float(np.median(times)) / float(self.surface.seconds(kind, batch, tokens, context))
 
     def machine_slowness(self) -> float:
-        """The mean `slowness` of a draft and a verify pass of middle size."""
+        """The mean `slowness` of a few draft and verify passes, always the same."""
         kinds, slots = self.engine.profiler().kinds, self.engine.cache.num_slots
         passes = [own for own in REFERENCE_PASSES if own[0] in kinds]
         return float(np.mean([self.slowness(own, min(size, slots), *rest) for own, size, *rest in passes]))

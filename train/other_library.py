@@ -2,8 +2,8 @@
 
     python train/other_library.py --record runs/record/pystdlib --updates 40
 
-It uses nothing of specpilot but the environment that `gymnasium.make_vec` returns, and prints the mean reward of a round
-after every update. For training in earnest there is train/ppo.py.
+It uses nothing of specpilot but the environment that `gymnasium.make_vec` returns, and prints the mean reward of a
+round after every update. For training in earnest there is train/ppo.py.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _improve(agent: Agent, optimizer: torch.optim.Optimizer, batch: dict[str, Te
             gain = torch.minimum(ratio * own, ratio.clamp(1 - CLIP, 1 + CLIP) * own).mean()
             loss = -gain + 0.5 * (value - returns[rows]).square().mean() - ENTROPY * entropy.mean()
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             nn.utils.clip_grad_norm_(agent.parameters(), 0.5)
             optimizer.step()
 

@@ -36,7 +36,7 @@ class PpoConfig:
     """What a second is worth, in multiples of what it earns: the second half; 0 is a constant length."""
     max_num_seqs: int = 32
     num_envs: int = 48
-    total_steps: int = 400_000
+    total_steps: int = 500_000
     """Rounds of all environments together."""
     max_rounds: int = 192
     """Rounds of an episode."""

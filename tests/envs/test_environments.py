@@ -39,7 +39,7 @@ def episode(env: gymnasium.Env[Any, Any], seed: int | None, actions: int = 0) ->
     found: list[tuple[Any, ...]] = [(env.reset(seed=seed)[0].tolist(),)]
     while True:
         observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
-        assert env.observation_space.contains(observation) and np.isfinite(reward)
+        assert env.observation_space.contains(observation) and np.isfinite(float(reward))
         found.append((observation.tolist(), reward, terminated, truncated, info))
         if terminated or truncated:
             return found

@@ -10,7 +10,7 @@ import pytest
 from specpilot.controllers import CostGrid, CostSurface
 from specpilot.controllers.round_overhead import NO_OVERHEAD, RoundOverhead, RoundWork
 from specpilot.engine import Engine, EngineConfig, Pair
-from specpilot.train.calibration import calibrate, overhead_of
+from specpilot.train.calibration import calibrate, levelled, overhead_of
 from specpilot.train.clean_rounds import Block, CleanRounds, Plan
 from specpilot.train.live_rounds import LiveRound, RoundMeter, bare
 
@@ -27,6 +27,13 @@ OVERHEAD = RoundOverhead(
     catch_up_factor=0.9,
     prefill_factor=1.2,
 )
+WHERE = (
+    ("drafting", "per_level", "per_drafted_token", "per_asked_level", "per_asked_token"),
+    ("per_verified_token", "per_noise_row"),
+    ("constant", "per_request"),
+)
+"""Which of the costs come up while drafting, while verifying, and on the host."""
+NOISE = 0.005
 PLANS = (
     *(Plan(length, length, temperature=own) for own in (0.0, 1.0) for length in (0, 2, 4, 8)),
     Plan(8, 8, asks=True),
@@ -34,7 +41,9 @@ PLANS = (
 )
 
 
-def synthetic_round(plan: Plan, batch: int, slowness: float, moving: bool = False) -> LiveRound:
+def synthetic_round(
+    plan: Plan, batch: int, slowness: float, rng: np.random.Generator, moving: bool = False
+) -> LiveRound:
     """What a round takes under `OVERHEAD` on a machine that is ``slowness`` times as slow as the surface's."""
     drafted = plan.length * batch
     work = RoundWork(
@@ -49,22 +58,25 @@ def synthetic_round(plan: Plan, batch: int, slowness: float, moving: bool = Fals
     verify = 3e-3 + 3e-4 * (batch * (1 + plan.verified)) ** 1.1
     passes = (plan.length * (7e-4 + 3e-5 * batch), verify, 2e-3 * moving, 3e-3 * moving)
     factors = (1.0, 1.0, OVERHEAD.catch_up_factor, OVERHEAD.prefill_factor)
-    phases = tuple(slowness * factor * own for factor, own in zip(factors, passes, strict=True))
-    return LiveRound(work, passes, phases, slowness * float(OVERHEAD.total_seconds(work, *passes)))
+    beyond = [float(sum(getattr(OVERHEAD, name) * units(work, name) for name in own)) for own in WHERE]
+    phases = [factor * own for factor, own in zip(factors, passes, strict=True)]
+    parts = [phases[0] + beyond[0], phases[1] + beyond[1], *phases[2:], beyond[2]]
+    noisy = [slowness * own * float(rng.lognormal(0.0, NOISE)) for own in parts]
+    return LiveRound(work, passes, tuple(noisy[:4]), sum(noisy))
+
+
+def units(work: RoundWork, name: str) -> float:
+    """What a coefficient is multiplied with."""
+    return float(RoundOverhead(**{name: 1.0}).seconds(work))
 
 
 def synthetic_block(batch: int, rng: np.random.Generator) -> Block:
     """Rounds with noise of some percent; the spells of a machine that is slow for a while differ between blocks."""
     slow = float(rng.uniform(0.7, 2.0))
-
-    def noisy(plan: Plan) -> LiveRound:
-        own = synthetic_round(plan, batch, slow)
-        return own._replace(seconds=own.seconds * float(rng.lognormal(0.0, 0.002)))
-
-    rounds = {plan: [noisy(plan) for _ in range(8)] for plan in PLANS}
+    rounds = {plan: [synthetic_round(plan, batch, slow, rng) for _ in range(8)] for plan in PLANS}
     passes = [("draft", 1), *(("verify", 1 + tokens) for tokens in (0, 2, 4, 8))]
     return Block(
-        batch, rounds, [synthetic_round(PLANS[0], batch, slow, moving=True)], dict.fromkeys(passes, slow), slow
+        batch, rounds, [synthetic_round(PLANS[0], batch, slow, rng, moving=True)], dict.fromkeys(passes, slow), slow
     )
 
 
@@ -85,6 +97,15 @@ def test_errors_of_the_surface_at_one_batch_are_not_taken_for_overhead() -> None
     found = overhead_of(wrong)
     for name in ("constant", "per_request", "per_verified_token", "per_asked_level"):
         assert getattr(found, name) == pytest.approx(getattr(OVERHEAD, name), rel=0.4), name
+
+
+def test_a_reference_that_the_surface_misjudges_does_not_change_what_is_found() -> None:
+    rng = np.random.default_rng(0)
+    right = [synthetic_block(batch, rng) for _ in range(3) for batch in (1, 8, 32)]
+    wrong = [replace(block, machine_slowness=0.6 * block.machine_slowness) for block in right]
+    blocks, level = levelled(wrong)
+    assert level == pytest.approx(1 / 0.6)
+    assert overhead_of(blocks).coefficients() == pytest.approx(overhead_of(right).coefficients())
 
 
 def _misjudged(block: Block, factor: float) -> Block:
