@@ -20,6 +20,7 @@ from specpilot.train.pair_report import acceptance_cells
 README = ROOT / "README.md"
 ENGINE_RESULTS = ROOT / "benchmarks/results/engine.json"
 COMPILED_RESULTS = ROOT / "benchmarks/results/compiled_pass.json"
+EVALUATION_RESULTS = ROOT / "benchmarks/results/evaluation.json"
 PAIR_RECORD = ROOT / "pairs/pystdlib/training.json"
 
 
@@ -56,8 +57,41 @@ def compiled_block(results: dict[str, Any]) -> str:
     return f"  {speeds} a pass, after {results['start_up_seconds']:.0f} s of start-up."
 
 
+CONTENDERS = (
+    ("off", "off"),
+    ("length_table", "hand-made table"),
+    ("heuristic", "heuristic"),
+    ("threshold_tuned", "threshold"),
+    ("turbospec", "TurboSpec"),
+    ("adaptive_verification", "adaptive verification"),
+    ("price_rule", "price rule"),
+    ("PPO teacher", "PPO teacher"),
+    ("tree", "tree"),
+    ("network", "network"),
+    ("informed_ceiling", "informed ceiling"),
+    ("request_oracle", "request oracle"),
+)
+"""Columns of the evaluation's table: name in the results, heading."""
+
+
+def evaluation_block(results: dict[str, Any]) -> str:
+    """Every scenario's contenders relative to its best constant."""
+    rows = []
+    for name, summary in results["scenarios"].items():
+        own = summary["contenders"]
+        cells = [name, summary["best_constant"].replace("constant_", "K = ")]
+        for contender, _ in CONTENDERS:
+            found = own.get(contender)
+            cells.append("" if found is None else f"{found['relative_to_best_constant']['median']:.2f}")
+        rows.append(cells)
+    made = f"Made {results['date'][:10]} on {results['hardware']} ({results['git_revision']}), {results['seconds']:.0f} s."
+    header = ["scenario", "best constant", *(heading for _, heading in CONTENDERS)]
+    return "\n\n".join([made, table(header, rows), "![Controllers over scenarios](benchmarks/results/evaluation.png)"])
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "engine benchmark": lambda: engine_block(json.loads(ENGINE_RESULTS.read_text())),
+    "evaluation": lambda: evaluation_block(json.loads(EVALUATION_RESULTS.read_text())),
     "compiled pass": lambda: compiled_block(json.loads(COMPILED_RESULTS.read_text())),
     "shipped pair": lambda: pair_block(json.loads(PAIR_RECORD.read_text())),
 }
