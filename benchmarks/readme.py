@@ -84,7 +84,9 @@ def evaluation_block(results: dict[str, Any]) -> str:
             found = own.get(contender)
             cells.append("" if found is None else f"{found['relative_to_best_constant']['median']:.2f}")
         rows.append(cells)
-    made = f"Made {results['date'][:10]} on {results['hardware']} ({results['git_revision']}), {results['seconds']:.0f} s."
+    made = (
+        f"Made {results['date'][:10]} on {results['hardware']} ({results['git_revision']}), {results['seconds']:.0f} s."
+    )
     header = ["scenario", "best constant", *(heading for _, heading in CONTENDERS)]
     return "\n\n".join([made, table(header, rows), "![Controllers over scenarios](benchmarks/results/evaluation.png)"])
 

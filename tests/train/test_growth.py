@@ -6,15 +6,17 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from specpilot.train.growth import copy_agreeing, grow
+from specpilot.train.growth import copy_agreeing, grow, shrink
 from specpilot.train.language_model import ModelSettings
 
 VOCAB = 64
 
 
-def model(layers: int, seed: int = 0, heads: int = 2) -> LlamaForCausalLM:
+def model(layers: int, seed: int = 0, heads: int = 2, key_heads: int = 1, channels: int = 48) -> LlamaForCausalLM:
     torch.manual_seed(seed)
-    built = ModelSettings(32, layers, heads, 1, 48, steps=1, batch_size=1, sequence_length=8, learning_rate=0.1)
+    built = ModelSettings(
+        32, layers, heads, key_heads, channels, steps=1, batch_size=1, sequence_length=8, learning_rate=0.1
+    )
     return built.build(VOCAB, 0, 64).eval()
 
 
@@ -56,3 +58,25 @@ def test_only_agreeing_tensors_are_copied() -> None:
     copy_agreeing(source, other)
     assert torch.equal(other.model.embed_tokens.weight, source.model.embed_tokens.weight)
     assert torch.equal(other.state_dict()["model.layers.0.self_attn.k_proj.weight"], before)
+
+
+def test_shrinking_to_the_same_size_changes_nothing() -> None:
+    large, same = model(2, key_heads=2), model(2, seed=1, key_heads=2)
+    shrink(same, large)
+    assert torch.equal(logits(same), logits(large))
+
+
+def test_equal_key_heads_and_idle_channels_can_go_without_loss() -> None:
+    large, small = model(2, key_heads=2), model(2, seed=1, key_heads=1, channels=40)
+    with torch.no_grad():
+        for layer in large.model.layers:
+            for projection in (layer.self_attn.k_proj.weight, layer.self_attn.v_proj.weight):
+                projection[16:] = projection[:16]
+            layer.mlp.down_proj.weight[:, 5:13] = 0.0
+    shrink(small, large)
+    assert torch.allclose(logits(small), logits(large), atol=1e-6)
+
+
+def test_models_that_differ_otherwise_are_not_shrunk() -> None:
+    with pytest.raises(ValueError, match="make the rest equal"):
+        shrink(model(1, key_heads=1), model(2, key_heads=2))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -24,12 +23,12 @@ from specpilot.controllers.priced import Action, PricedController
 from specpilot.envs.fleet import FleetConfig, ReplayFleet
 from specpilot.envs.replay import ReplayConfig
 from specpilot.envs.traffic import Traffic
+from specpilot.tests.support.traces import random_trace, rich_surface
 from specpilot.train import distill, ppo
 from specpilot.train.material import Material
 from specpilot.train.ppo_config import from_mapping, parse_arguments
 from specpilot.train.teacher import teacher_policy
 from specpilot.train.wrong_action import WrongActionCost
-from tests.support.traces import random_trace, rich_surface
 
 ROOT = Path(__file__).parents[2]
 
@@ -194,7 +193,7 @@ def test_ppo_learns_where_one_answer_is_right(settings: dict[str, Any], tmp_path
         (["--config", "configs/quickstart.yaml", "--override", "reward=joy"], "reward must be one of"),
     ],
 )
-def test_wrong_arguments_are_named(arguments: list[str], message: str) -> None:
-    assert os.chdir(ROOT) is None
+def test_wrong_arguments_are_named(arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
     with pytest.raises(ConfigError, match=message):
         parse_arguments(arguments)
