@@ -48,7 +48,7 @@ class PpoConfig:
     gamma: float = 0.9
     """Rewards are differences to the long-run average, so that the future need not be summed far."""
     gae_lambda: float = 0.8
-    ent_coef: float = 0.003
+    ent_coef: float = 0.001
     net_arch: tuple[int, ...] = (64, 64)
     reward: str = "request_speed"
     """See ``FleetConfig``."""

@@ -27,8 +27,6 @@ class ReplayVecEnv(VecEnv):
         space = gymnasium.spaces.Box(-normaliser.clip, normaliser.clip, (NUM_FEATURES,), np.float32)
         super().__init__(fleet.num_envs, space, gymnasium.spaces.MultiDiscrete([len(lengths), len(prices)]))
         self._actions: list[Action] = []
-        positive = [length for length in self.lengths if length] or [0]
-        self._reference = Action(positive[len(positive) // 3], 0.0)
         self.returns = np.zeros(fleet.num_envs)
 
     def reset(self) -> VecEnvObs:
@@ -46,15 +44,8 @@ class ReplayVecEnv(VecEnv):
         self._actions = [Action(self.lengths[length], self.prices[price]) for length, price in actions.tolist()]
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Play a round everywhere; episodes that end begin again at once.
-
-        From every reward that of the reference action in the same state is taken: how well a text happens to go is
-        the same for both, so most of the luck cancels, and what is taken does not depend on the action.
-        """
-        with self.fleet.trial():
-            reference = self.fleet.step([self._reference] * self.num_envs)[0].copy()
+        """Play a round everywhere; episodes that end begin again at once."""
         rewards, served, late = self.fleet.step(self._actions)
-        rewards = rewards - reference
         self.returns += rewards
         done = (served | late).astype(bool)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
