@@ -24,7 +24,8 @@ from specpilot.engine import Engine
 from specpilot.train.contenders import PRICE_RULE, Field, constant_name
 from specpilot.train.evaluation import EvaluateConfig, ReplayEvaluation
 from specpilot.train.evaluation_table import write_text
-from specpilot.train.live_evaluation import build_engine, interleaved, live_makers, reference_slowness, serve_live
+from specpilot.train.live_evaluation import build_engine, interleaved, live_makers, serve_live
+from specpilot.train.live_rounds import RoundMeter
 from specpilot.train.run_record import run_record, write_json
 from specpilot.train.scenarios import closed_loop
 
@@ -45,10 +46,11 @@ def compare(engine: Engine, contest: Field, batch: int, requests: int, repeats: 
     live: dict[str, list[float]] = {name: [] for name in makers}
     slowness = []
     for repeat in tqdm(range(repeats), desc=f"batch {batch}"):
-        before = reference_slowness(engine, contest.stage.surface)
+        meter = RoundMeter(engine, contest.stage.surface)
+        before = meter.machine_slowness()
         for name, run in interleaved(engine, trace, schedule, makers, repeat).items():
             live[name].append(run.tokens_per_second)
-        slowness.append((before + reference_slowness(engine, contest.stage.surface)) / 2)
+        slowness.append((before + meter.machine_slowness()) / 2)
     return {
         "slowness": spread(slowness),
         "contenders": {name: errors(predicted[name], live[name], slowness) for name in makers},

@@ -18,6 +18,7 @@ from .compiled import (
     descending,
     gain_of,
     interpolate,
+    new_history,
     plain_round_seconds,
     update_history,
     verify_curve,
@@ -489,9 +490,7 @@ def reset_engine(schedule: Schedule, fleet: Fleet, fresh: Schedule, e: int) -> N
     fleet.decoding[e] = False
     fleet.start[e] = np.nan
     fleet.finish[e] = np.nan
-    fleet.history[e] = 0.0
-    fleet.history[e, 16] = 1.0
-    fleet.history[e, 17] = 1.0
+    fleet.history[e] = new_history()
 
 
 @compiled

@@ -34,7 +34,6 @@ from specpilot.train.wrong_action import WrongActionCost
 
 LEAST_WEIGHT = 0.02
 """Of a state in which no action seems to cost anything: what was tried is one draw of luck."""
-Act = Callable[[NDArray[np.float64]], Sequence[Action]]
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,7 @@ class EvaluateConfig:
     seed: int = 0
     tracking: str = "none"
     """``wandb``: log the table."""
+    wandb_project: str = "specpilot"
     live: LiveConfig = LiveConfig()
 
     def __post_init__(self) -> None:

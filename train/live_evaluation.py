@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm.auto import tqdm
 
-from specpilot.controllers import ConstantController, Controller, CostSurface
+from specpilot.controllers import ConstantController, Controller
 from specpilot.engine import Engine, EngineConfig, SamplingParams, load_pair
 from specpilot.envs.replay_state import Schedule
 from specpilot.envs.trace import Trace
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from specpilot.train.contenders import Field
 
 Maker = Callable[[], Controller]
-REFERENCE_PASSES = (("draft", 8, 1, 64), ("verify", 8, 3, 64))
-REFERENCE_REPEATS = 9
 
 
 @dataclass(frozen=True)
@@ -83,17 +81,6 @@ def interleaved(
     names = list(makers)
     first %= len(names)
     return {name: serve_live(engine, trace, schedule, makers[name]()) for name in names[first:] + names[:first]}
-
-
-def reference_slowness(engine: Engine, surface: CostSurface) -> float:
-    """Seconds of a few passes on the idle engine now, over what the surface says of them."""
-    profiler, ratios = engine.profiler(), []
-    for kind, batch, tokens, context in REFERENCE_PASSES:
-        if kind in profiler.kinds and kind in surface.costs:
-            batch = min(batch, engine.cache.num_slots)
-            times = [profiler.time_pass(kind, batch, tokens, context) for _ in range(REFERENCE_REPEATS)]
-            ratios.append(statistics.median(times) / surface.seconds(kind, batch, tokens, context))
-    return statistics.mean(ratios)
 
 
 def live_makers(contest: Field, names: Sequence[str]) -> dict[str, Maker]:

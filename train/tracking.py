@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from specpilot.controllers.priced import Action
+from specpilot.train.held_out import Act
 from specpilot.train.run_record import git_revision
 
 if TYPE_CHECKING:
     from specpilot.train.material import Material
-
-Act = Callable[[NDArray[np.float64]], Sequence[Action]]
 
 
 class Tracker:
