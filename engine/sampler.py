@@ -55,7 +55,7 @@ class RowSampling:
         """Rows that sample with top-k or top-p."""
         return np.flatnonzero((self.temperature > 0) & ((self.top_k > 0) | (self.top_p < 1)))
 
-    @property
+    @cached_property
     def all_greedy(self) -> bool:
         """True if no row samples."""
         return not self.temperature.any()

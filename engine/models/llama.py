@@ -136,8 +136,8 @@ class LlamaRunner(ModelRunner):
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch, cache: KVCache, rows: torch.Tensor | None = None) -> torch.Tensor:
         """See `ModelRunner.forward`."""
-        hidden = F.embedding(batch.token_ids, self.embedding)  # [N, hidden]
-        rotation = self.rotation[batch.positions]  # [N, 1, head_dim / 2]
+        hidden = self.embedding.index_select(0, batch.token_ids)  # [N, hidden]
+        rotation = self.rotation.index_select(0, batch.positions)  # [N, 1, head_dim / 2]
         for index, layer in enumerate(self.layers):
             hidden = self._layer(index, layer, hidden, rotation, batch, cache)
         if rows is not None:
@@ -169,7 +169,7 @@ class LlamaRunner(ModelRunner):
         attended = attend(qkv[:, : self.num_heads], qkv[:, self.num_heads :], cache, index, batch, self.scale)
         hidden = torch.addmm(hidden, attended, layer.output)
         normed = self._norm(hidden, layer.post_norm)
-        return torch.addmm(hidden, F.silu(torch.mm(normed, layer.gate)).mul_(torch.mm(normed, layer.up)), layer.down)
+        return torch.addmm(hidden, F.silu(torch.mm(normed, layer.gate), inplace=True).mul_(torch.mm(normed, layer.up)), layer.down)
 
     def _norm(self, hidden: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
         """RMS norm (arXiv:1910.07467) of ``hidden`` ``[N, hidden]``.
