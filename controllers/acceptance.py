@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .acceptance_table import AcceptanceTable
 from .controller import LEVEL_FEATURES
 
 FORMAT = "specpilot acceptance predictor"
@@ -145,6 +146,9 @@ class AcceptancePredictor:
         reads = [any(read[index] for index, of in enumerate(FEATURE_OF_INPUT) if of == own) for own in range(4)]
         self._features = tuple(name for name, reading in zip(LEVEL_FEATURES, reads, strict=True) if reading)
         self._unread = [number for number, reading in enumerate(reads) if not reading]
+        quick = self._features and set(self._features) <= {"margin", "agreement"}
+        self.table = AcceptanceTable(self._level_of_many) if quick else None
+        """What `level` looks up; None where the network is asked."""
 
     @classmethod
     def uninformed(cls, rate: float) -> AcceptancePredictor:
@@ -202,23 +206,43 @@ class AcceptancePredictor:
 
         ``confidence`` ``[..., 4]`` in the order of `LEVEL_FEATURES`; ``temperature`` and ``depth`` (1 for the first
         token) broadcast to ``[...]``. Returns the chance that the token is accepted, and the chance that the next one,
-        which is not drafted yet, will be if this one is.
+        which is not drafted yet, will be if this one is. A predictor that reads nothing but margin and agreement looks
+        them up in its `AcceptanceTable`, in steps.
         """
         told = np.asarray(confidence)
         if self._unread:
             told = told.copy()
             told[..., self._unread] = 0.0
+        if self.table is not None:
+            return self._looked_up(self.table, told, np.asarray(temperature, dtype=np.float64), depth)
         if told.shape == (1, 4):
             return self._level_of_one(told[0].tolist(), np.asarray(temperature).item(), np.asarray(depth).item())
         shape = told.shape[:-1]
         if len(shape) != 1:
             told = told.reshape(-1, 4)
             temperature, depth = (np.broadcast_to(value, shape).reshape(-1) for value in (temperature, depth))
+        chances = self._level_of_many(told, temperature, depth)
+        if len(shape) != 1:
+            return chances[0].reshape(shape), chances[1].reshape(shape)
+        return chances
+
+    @staticmethod
+    def _looked_up(
+        table: AcceptanceTable, told: NDArray[Any], temperature: NDArray[np.float64], depth: ArrayLike
+    ) -> tuple[Float32Array, Float32Array]:
+        distinct, inverse = np.unique(temperature, return_inverse=True)
+        rows = table.rows(distinct)[inverse].reshape(temperature.shape)
+        chances = table.level(rows, told[..., 2], told[..., 3], depth)
+        shape = told.shape[:-1]
+        return np.broadcast_to(chances[0], shape), np.broadcast_to(chances[1], shape)
+
+    def _level_of_many(
+        self, told: NDArray[Any], temperature: ArrayLike, depth: ArrayLike
+    ) -> tuple[Float32Array, Float32Array]:
+        """The network, for ``told`` ``[N, 4]``."""
         hidden = self._into_hidden.dot(_input_rows(told, temperature, depth))
         np.tanh(hidden, out=hidden)
         chances = _sigmoid_of_double(self._into_output.dot(hidden))
-        if len(shape) != 1:
-            chances = chances.reshape(2, *shape)
         return chances[0], chances[1]
 
     def _level_of_one(self, told: list[float], temperature: float, depth: float) -> tuple[Float32Array, Float32Array]:

@@ -106,7 +106,7 @@ class PricedController(Controller):
         costs = self._costs
         worth = action.price * self._gain * costs.batch / costs.plain
         kind = SingleRound if requests == 1 else BatchRound
-        self._round = kind(costs, action.max_length, worth)
+        self._round = kind(costs, action.max_length, worth, self.predictor)
         return self._round
 
     @property
@@ -117,7 +117,7 @@ class PricedController(Controller):
         """See `Controller.keep_drafting`."""
         if self._round is None:
             return np.zeros(len(level.requests), dtype=np.bool_)
-        return self._round.keep(level, self.predictor)
+        return self._round.keep(level)
 
     def verify_lengths(self, num_drafted: IntArray) -> IntArray:
         """See `Controller.verify_lengths`."""

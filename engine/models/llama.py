@@ -169,7 +169,9 @@ class LlamaRunner(ModelRunner):
         attended = attend(qkv[:, : self.num_heads], qkv[:, self.num_heads :], cache, index, batch, self.scale)
         hidden = torch.addmm(hidden, attended, layer.output)
         normed = self._norm(hidden, layer.post_norm)
-        return torch.addmm(hidden, F.silu(torch.mm(normed, layer.gate), inplace=True).mul_(torch.mm(normed, layer.up)), layer.down)
+        return torch.addmm(
+            hidden, F.silu(torch.mm(normed, layer.gate), inplace=True).mul_(torch.mm(normed, layer.up)), layer.down
+        )
 
     def _norm(self, hidden: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
         """RMS norm (arXiv:1910.07467) of ``hidden`` ``[N, hidden]``.

@@ -1,0 +1,89 @@
+"""An acceptance predictor as a table, where it reads margin and agreement alone: looked up instead of worked out.
+
+A question between two draft levels of a small drafter must not take long; a look-up takes a tenth of the network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .controller import FloatArray, IntArray
+
+DEPTHS = 16
+"""Deeper tokens count as the last of them."""
+MAX_MARGIN = 16.0
+STEPS = 32
+"""Per unit of the margin's square root, which is finer where a little more margin means most."""
+MAX_TEMPERATURES = 64
+"""Tables that are kept at a time."""
+MARGINS = round(math.sqrt(MAX_MARGIN) * STEPS) + 1
+Network = Callable[[NDArray[np.float32], FloatArray, FloatArray], tuple[NDArray[np.float32], NDArray[np.float32]]]
+
+
+class AcceptanceTable:
+    """Both chances of a drafted token by temperature, depth, agreement and margin.
+
+    A temperature's part is filled when it is first seen. Margins are rounded to the next step, temperatures to
+    hundredths.
+    """
+
+    def __init__(self, network: Network) -> None:
+        """``network``: `AcceptancePredictor.level` for ``confidence`` ``[N, 4]``, ``temperature`` and ``depth``."""
+        self._network = network
+        self._rows = dict[float, int]()
+        self._chances = np.zeros((0, DEPTHS, 3, MARGINS, 2), dtype=np.float32)
+
+    def rows(self, temperature: FloatArray) -> IntArray:
+        """``[B]`` row of each temperature; holds until this is called again."""
+        keys = [round(own, 2) for own in temperature.tolist()]
+        if not all(key in self._rows for key in keys):
+            self._add(keys)
+        return np.asarray([self._rows[key] for key in keys], dtype=np.int64)
+
+    def level(
+        self, rows: IntArray, margin: ArrayLike, agreement: ArrayLike, depth: ArrayLike
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """`AcceptancePredictor.level`; what is given broadcasts. NaN where margin or agreement is."""
+        margins, agreements = np.asarray(margin, dtype=np.float64), np.asarray(agreement, dtype=np.float64)
+        unknown = margins + agreements
+        if np.isnan(unknown).any():
+            known = np.nan_to_num(margins), np.nan_to_num(agreements)
+            chances = self.level(rows, *known, depth)
+            hide = np.where(np.isnan(unknown), np.float32(np.nan), np.float32(0))
+            return chances[0] + hide, chances[1] + hide
+        step = (np.sqrt(np.minimum(np.maximum(margins, 0.0), MAX_MARGIN)) * STEPS + 0.5).astype(np.int64)
+        depths = depth - 1 if isinstance(depth, int) else np.asarray(depth, dtype=np.int64) - 1
+        found = self._chances[rows, np.minimum(depths, DEPTHS - 1), (agreements + 1.5).astype(np.int64), step]
+        return found[..., 0], found[..., 1]
+
+    def level_of_one(self, row: int, margin: float, agreement: float, depth: int) -> tuple[float, float]:
+        """The same for one token, where calls of NumPy would take longer than the look-up."""
+        step = int(math.sqrt(min(max(margin, 0.0), MAX_MARGIN)) * STEPS + 0.5)
+        at = row, min(depth, DEPTHS) - 1, int(agreement + 1.5), step
+        return self._chances.item(*at, 0), self._chances.item(*at, 1)
+
+    def _add(self, keys: list[float]) -> None:
+        new = sorted(set(keys) - set(self._rows))
+        if len(self._rows) + len(new) > MAX_TEMPERATURES:
+            self._rows.clear()
+            new, self._chances = sorted(set(keys)), self._chances[:0]
+        parts = [self._chances]
+        for key in new:
+            self._rows[key] = len(self._rows)
+            parts.append(self._part(key)[None])
+        self._chances = np.concatenate(parts)
+
+    def _part(self, temperature: float) -> NDArray[np.float32]:
+        """``[DEPTHS, 3, MARGINS, 2]``."""
+        depth, agreement, step = (
+            own.ravel().astype(np.float64)
+            for own in np.meshgrid(np.arange(1, DEPTHS + 1), [-1, 0, 1], np.arange(MARGINS), indexing="ij")
+        )
+        told = np.zeros((len(depth), 4), dtype=np.float32)
+        told[:, 2], told[:, 3] = (step / STEPS) ** 2, agreement
+        chances = self._network(told, np.full(len(depth), temperature), depth)
+        return np.stack(chances, axis=-1).reshape(DEPTHS, 3, MARGINS, 2)
