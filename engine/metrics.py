@@ -1,4 +1,4 @@
-"""Prometheus text export of `EngineStats`.
+"""Prometheus text export of `EngineStats`, and of what the guard of a controller has seen.
 
 Useful queries::
 
@@ -6,6 +6,7 @@ Useful queries::
     rate(specpilot_accepted_tokens_total[1m]) / rate(specpilot_drafts_total[1m])  # accepted length
     1 - rate(specpilot_accepted_tokens_total[1m]) / rate(specpilot_drafted_tokens_total[1m])   # wasted drafts
     rate(specpilot_seconds_total{phase="catch_up"}[1m])                          # what coming back from K = 0 costs
+    rate(specpilot_fallback_rounds_total[1m]) > 0                                # the controller fails or was demoted
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from ..controllers import Controller, GuardedController
+from ..controllers.guard import FAULTS
 from .stats import EngineStats
 
 COUNTERS = {
@@ -38,8 +41,10 @@ PHASES = ("draft", "verify", "catch_up", "prefill", "host")
 class EngineCollector(Collector):
     """Reads the statistics when Prometheus asks; the engine pays nothing in between."""
 
-    def __init__(self, stats: EngineStats) -> None:
+    def __init__(self, stats: EngineStats, controller: Controller | None = None) -> None:
+        """``controller``: where it is guarded its guard's report is told too."""
         self.stats = stats
+        self.controller = controller
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric family."""
@@ -60,10 +65,30 @@ class EngineCollector(Collector):
         }
         for name, (text, value) in gauges.items():
             yield GaugeMetricFamily(f"specpilot_{name}", text, value=value)
+        if isinstance(self.controller, GuardedController):
+            yield from _guard_metrics(self.controller)
 
 
-def prometheus_text(stats: EngineStats) -> str:
+def _guard_metrics(controller: GuardedController) -> Iterator[Metric]:
+    report = controller.report
+    counters = {
+        "fallback_rounds": ("Rounds that the guard's fallback decided or finished.", report.fallback_rounds),
+        "controller_suspensions": ("Times the guard suspended the controller for faults.", report.suspensions),
+        "controller_demotions": ("Times it demoted the controller for being slow.", report.demotions),
+        "guard_probes": ("Comparisons of the controller with the fallback.", report.probes),
+    }
+    for name, (text, value) in counters.items():
+        yield CounterMetricFamily(f"specpilot_{name}", text, value=value)
+    faults = CounterMetricFamily("specpilot_controller_faults", "Faults of the controller by kind.", labels=["kind"])
+    for kind in FAULTS:
+        faults.add_metric([kind], report.faults[kind])
+    yield faults
+    text = "Median of the last probes: the controller's tokens per second over the fallback's."
+    yield GaugeMetricFamily("specpilot_controller_speed_ratio", text, value=report.speed_ratio)
+
+
+def prometheus_text(stats: EngineStats, controller: Controller | None = None) -> str:
     """The statistics in Prometheus' text format. To serve them, register an `EngineCollector` with your registry."""
     registry = CollectorRegistry()
-    registry.register(EngineCollector(stats))
+    registry.register(EngineCollector(stats, controller))
     return generate_latest(registry).decode()

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from specpilot.controllers import ConstantController
+from specpilot.controllers import ConstantController, Controller, Decision, GuardedController, RoundState
 from specpilot.engine import Engine, EngineConfig, EngineStats, Pair, RequestError, SamplingParams, prometheus_text
 from specpilot.engine.metrics import COUNTERS, PHASES
 
 
-def samples(stats: EngineStats) -> dict[str, float]:
+def samples(stats: EngineStats, controller: Controller | None = None) -> dict[str, float]:
     """Every sample by name, phases as ``name/phase``; each family has help and one type."""
     found = {}
-    for family in text_string_to_metric_families(prometheus_text(stats)):
+    for family in text_string_to_metric_families(prometheus_text(stats, controller)):
         assert family.documentation and family.type in {"counter", "gauge"}
         for sample in family.samples:
             name = "/".join([sample.name, *sample.labels.values()])
@@ -81,3 +81,21 @@ def test_totals_are_the_sum_of_the_rounds(engine: Engine) -> None:
         assert all(kept <= drafted for kept, drafted in zip(record.accepted_length, record.num_drafted, strict=True))
         assert 0 < record.num_committed <= sum(record.accepted_length) + len(record.request_ids)
         assert min(record.draft_seconds, record.verify_seconds, record.host_seconds, record.prefill_seconds) >= 0
+
+
+class FailingController(ConstantController):
+    def decide(self, state: RoundState) -> Decision:
+        if state.num_generated.max() % 2:
+            raise RuntimeError("no")
+        return super().decide(state)
+
+
+def test_the_guard_of_a_controller_is_told(engine: Engine) -> None:
+    guarded = GuardedController(FailingController(0))
+    engine.controller = guarded
+    engine.generate([[1, 2, 3]], SamplingParams(max_tokens=4, ignore_eos=True))
+    found = samples(engine.stats, engine.controller)
+    assert found["specpilot_fallback_rounds_total"] == guarded.report.fallback_rounds == 2
+    assert found["specpilot_controller_faults_total/error"] == 2
+    assert found["specpilot_controller_faults_total/overrun"] == found["specpilot_controller_demotions_total"] == 0
+    assert "specpilot_fallback_rounds_total" not in samples(engine.stats)
