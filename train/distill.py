@@ -1,6 +1,7 @@
 """Distil a trained policy into small decision models: a tree, a tiny network, and a table from batch size to length.
 
     python train/distill.py --run runs/ppo/quickstart
+    python train/distill.py --run runs/ppo/quickstart --student table    # only prints vLLM's --speculative-config
 
 Dataset aggregation (DAgger, arXiv:1011.0686; for trees VIPER, arXiv:1805.08328): the student drives, the teacher says
 what it would have done, and every state counts by what a wrong action costs in it, which replay can try out.
@@ -30,6 +31,7 @@ from specpilot.train.material import Material
 from specpilot.train.ppo_config import PpoConfig, from_mapping
 from specpilot.train.run_record import run_record, write_json
 from specpilot.train.student_fit import fit_mlp, fit_tree
+from specpilot.train.vllm_table import KEY, TABLE, read_rows, speculative_config, vllm_rows
 from specpilot.train.wrong_action import WrongActionCost
 
 LEAST_WEIGHT = 0.02
@@ -148,7 +150,7 @@ class Distillation:
     def controller(self, policy: Policy) -> PricedController:
         """``policy`` with the run's predictor and costs."""
         own = self.material
-        return PricedController(policy, own.predictor, own.surface, max_num_speculative_tokens=max(self.ppo.lengths))
+        return PricedController(policy, own.predictor, own.surface, max_num_speculative_tokens=self.ppo.longest)
 
     def report(self, name: str, policy: Policy, data: Dataset, teacher: NDArray[np.float64]) -> dict[str, Any]:
         """Size, agreement with the teacher and tokens per second given up."""
@@ -186,13 +188,23 @@ def distil(run: Path, config: DistillationConfig) -> dict[str, Any]:
         reports.append({**report, "bytes": size, "path": str(path)})
     table = own.table()
     save_controller(table, students / "table.json", {"kind": f"student of {run.name}"})
-    vllm = [[low, high if high is not None else 4096, length] for low, high, length in table.table]
-    write_json(students / "vllm_table.json", {"num_speculative_tokens_per_batch_size": vllm})
+    vllm = vllm_rows(table.table)
+    write_json(students / TABLE, {KEY: vllm})
     (students / "tree.txt").write_text(tree.text())
     draw_tree(tree, students / "tree.png")
     result = run_record(config, seed=config.seed, run=str(run), students=reports, table=vllm)
     write_json(students / "report.json", result)
     return result
+
+
+def vllm_config(run: Path, config: DistillationConfig) -> dict[str, Any]:
+    """vLLM's ``--speculative-config`` with the run's table, which is made and written where it is not there yet."""
+    students = run / "students"
+    if not (students / TABLE).is_file():
+        students.mkdir(parents=True, exist_ok=True)
+        write_json(students / TABLE, {KEY: vllm_rows(Distillation(run, config).table().table)})
+    settings = json.loads((run / "results.json").read_text())["config"]
+    return speculative_config(read_rows(students), settings.get("drafter", PpoConfig.drafter))
 
 
 def draw_tree(tree: TreePolicy, path: Path) -> None:
@@ -214,11 +226,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder that train/ppo.py wrote")
+    parser.add_argument(
+        "--student",
+        choices=("all", "table"),
+        default="all",
+        help="table: print the table from batch size to length as vLLM's --speculative-config, and nothing else",
+    )
     for name, default in vars(DistillationConfig()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
     options = vars(parser.parse_args(arguments))
-    run = options.pop("run")
+    run, student = options.pop("run"), options.pop("student")
     try:
+        if student == "table":
+            print(json.dumps(vllm_config(run, DistillationConfig(**options))))
+            return 0
         result = distil(run, DistillationConfig(**options))
     except (ConfigError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -2,9 +2,11 @@
 
     python train/evaluate.py --config configs/evaluate/pystdlib.yaml [--output DIR] [--workers 2]
     python train/evaluate.py --config configs/evaluate/pystdlib.yaml --backend live
+    python train/evaluate.py --config configs/evaluate/vllm.yaml --backend vllm
 
 The output folder gets ``results.json`` (every number of every seed), ``results.csv``, ``table.md``, ``plot.png`` and,
-with ``--backend live``, ``live.json`` and ``live.md``. Interrupted, the same command goes on with what is missing.
+with another backend than replay, ``<backend>.json`` and ``<backend>.md``. Interrupted, the same command goes on with
+what is missing.
 """
 
 from __future__ import annotations
@@ -70,7 +72,7 @@ def parse(arguments: list[str] | None) -> tuple[EvaluateConfig, argparse.Namespa
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="YAML of EvaluateConfig")
     parser.add_argument("--output", help="another output folder than the configuration's")
-    parser.add_argument("--backend", choices=("replay", "live"), default="replay")
+    parser.add_argument("--backend", choices=("replay", "live", "vllm"), default="replay")
     parser.add_argument("--workers", type=int, default=1, help="processes")
     options = parser.parse_args(arguments)
     config = load_config(EvaluateConfig, options.config)
@@ -81,10 +83,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Evaluate. Exit status 2 and one line on stderr where the input is at fault."""
     try:
         config, options = parse(arguments)
-        if options.backend == "live":
+        if options.backend != "replay":
             from specpilot.train.live_evaluation import evaluate_live
 
-            evaluate_live(config)
+            evaluate_live(config, options.backend)
         else:
             evaluate(config, options.workers)
     except (ConfigError, CostSurfaceError, TraceError, TrafficError, OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Serve recorded requests on the real engine in closed loop, contenders in turn, and compare pair by pair."""
+"""Serve recorded requests on a real engine in closed loop, contenders in turn, and compare pair by pair."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import torch
 from tqdm.auto import tqdm
 
 from specpilot.controllers import ConstantController, Controller
-from specpilot.engine import Engine, EngineConfig, SamplingParams, load_pair
+from specpilot.engine import EngineConfig, SamplingParams
+from specpilot.envs.live import ServingEngine, build_engine
 from specpilot.envs.replay_state import Schedule
 from specpilot.envs.trace import Trace
 from specpilot.train.contenders import OFF, PRICE_RULE, constant_name
@@ -44,7 +45,7 @@ class LiveRun:
         return sum(map(len, self.outputs)) / self.seconds
 
 
-def serve_live(engine: Engine, trace: Trace, schedule: Schedule, controller: Controller) -> LiveRun:
+def serve_live(engine: ServingEngine, trace: Trace, schedule: Schedule, controller: Controller) -> LiveRun:
     """Keep ``schedule``'s concurrency of its recorded requests in the system until all are served.
 
     Prompts, seeds, temperatures and token limits are the recorded ones, so the texts are too. Raises `TraceError`
@@ -75,7 +76,7 @@ def _params(trace: Trace, record: int) -> SamplingParams:
 
 
 def interleaved(
-    engine: Engine, trace: Trace, schedule: Schedule, makers: Mapping[str, Maker], first: int
+    engine: ServingEngine, trace: Trace, schedule: Schedule, makers: Mapping[str, Maker], first: int
 ) -> dict[str, LiveRun]:
     """Every contender once, each fresh; number ``first`` begins, so that none always follows the same one."""
     names = list(makers)
@@ -92,7 +93,7 @@ def live_makers(contest: Field, names: Sequence[str]) -> dict[str, Maker]:
     return {name: known[name] for name in names}
 
 
-def build_engine(config: EvaluateConfig) -> Engine:
+def replayed_engine(config: EvaluateConfig, backend: str) -> ServingEngine:
     """The engine that replay replays."""
     live = config.live
     if live.threads:
@@ -103,16 +104,17 @@ def build_engine(config: EvaluateConfig) -> Engine:
         max_num_speculative_tokens=longest.max_num_speculative_tokens,
         prefill_chunk=config.engine.prefill_chunk,
     )
-    return Engine(load_pair(live.target, live.drafter), settings)
+    return build_engine(backend, live.target, live.drafter, settings)
 
 
-def evaluate_live(config: EvaluateConfig) -> dict[str, Any]:
+def evaluate_live(config: EvaluateConfig, backend: str = "live") -> dict[str, Any]:
     """Off, the best constant by replay and the contenders of ``config.live``, on the mix at each concurrency.
 
-    Writes ``live.json`` and ``live.md``; returns what the former holds.
+    ``backend``: ``live`` (the embedded engine) or ``vllm``. Writes ``live.json`` and ``live.md`` (or ``vllm.json`` and
+    ``vllm.md``); returns what the former holds.
     """
     evaluation = ReplayEvaluation(config)
-    engine, contest, live = build_engine(config), evaluation.contest, config.live
+    engine, contest, live = replayed_engine(config, backend), evaluation.contest, config.live
     results = {}
     for concurrency in live.concurrencies:
         scenario = closed_loop("mix", (), concurrency, config.scenarios)._replace(num_requests=live.requests)
@@ -124,9 +126,9 @@ def evaluate_live(config: EvaluateConfig) -> dict[str, Any]:
         runs = [interleaved(engine, contest.stage.trace, schedule, makers, repeat) for repeat in repeats]
         results[scenario.name] = {"best_constant": best, "contenders": _compare(runs, best)}
     record = run_record(config, scenarios=results)
-    write_json(Path(config.output) / "live.json", record)
+    write_json(Path(config.output) / f"{backend}.json", record)
     table = _markdown(results)
-    write_text(Path(config.output) / "live.md", table)
+    write_text(Path(config.output) / f"{backend}.md", table)
     print(table)
     return json.loads(json.dumps(record))  # type: ignore[no-any-return]
 

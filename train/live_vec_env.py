@@ -17,11 +17,14 @@ from specpilot.train.ppo_config import PpoConfig
 def live_vec_env(config: PpoConfig, material: Material) -> VecEnv:
     """One engine around the configured pair, serving the recorded requests; observations normalised."""
     normaliser = material.normaliser
+    lengths = sorted({action.max_length for action in config.tiers})
+    prices = sorted({action.price for action in config.tiers})
+    pairs = [np.asarray([lengths.index(length), prices.index(price)]) for length, price in config.tiers]
 
     def make() -> gymnasium.Env:
         env = gymnasium.make(
             "SpecPilot/SpeculationLength-v0",
-            backend="live",
+            backend=config.backend,
             trace=material.learning,
             cost_surface=material.surface,
             predictor=material.predictor,
@@ -29,12 +32,14 @@ def live_vec_env(config: PpoConfig, material: Material) -> VecEnv:
             reward=config.reward,
             max_rounds=config.max_rounds,
             max_num_seqs=config.max_num_seqs,
-            lengths=config.lengths,
-            prices=config.prices,
+            lengths=lengths,
+            prices=prices,
             target=Path(config.target),
             drafter=Path(config.drafter),
         )
         space = gymnasium.spaces.Box(-normaliser.clip, normaliser.clip, (NUM_FEATURES,), np.float32)
+        tiers = gymnasium.spaces.Discrete(len(pairs))
+        env = gymnasium.wrappers.TransformAction(env, lambda tier: pairs[int(tier)], tiers)
         return Monitor(gymnasium.wrappers.TransformObservation(env, normaliser, space))
 
     return DummyVecEnv([make])

@@ -10,7 +10,6 @@ import numpy as np
 
 from specpilot.controllers import CostSurface
 from specpilot.controllers.acceptance import AcceptancePredictor
-from specpilot.controllers.priced import Action
 from specpilot.envs.fleet import FleetConfig, ReplayFleet
 from specpilot.envs.replay import ReplayConfig
 from specpilot.envs.trace import Trace
@@ -41,7 +40,7 @@ class Material:
         record = Path(config.record)
         trace = Trace.load(record / "train.npz")
         surface = CostSurface.load(record / "cost_surface.json")
-        longest = max(config.lengths)
+        longest = config.longest
         if longest > trace.max_num_speculative_tokens:
             raise ValueError(f"lengths go to {longest}, the recording to {trace.max_num_speculative_tokens}")
         learning, judging = split(trace, config.held_out_share, config.seed)
@@ -85,11 +84,7 @@ class Material:
             fleet.reset(e, scenario=e % len(self.config.scenarios))
         for _ in range(WARM_UP_STEPS):
             seen.append(fleet.observations.copy())
-            lengths, prices = (
-                rng.choice(self.config.lengths, fleet.num_envs),
-                rng.choice(self.config.prices, fleet.num_envs),
-            )
-            actions = [Action(int(length), float(price)) for length, price in zip(lengths, prices, strict=True)]
+            actions = [self.config.tiers[tier] for tier in rng.integers(len(self.config.tiers), size=fleet.num_envs)]
             _, served, late = fleet.step(actions)
             for e in np.flatnonzero(served | late).tolist():
                 fleet.reset(e, scenario=e % len(self.config.scenarios))

@@ -75,10 +75,12 @@ class PpoRun:
         self.constants = np.stack([constants[k] for k in constants])  # [lengths, scenarios, seeds]
 
     def _environment(self) -> VecEnv:
-        if self.config.backend == "live":
+        if self.config.backend != "replay":
             return live_vec_env(self.config, self.material)
         fleet = self.material.training_fleet()
-        return ReplayVecEnv(fleet, self.config.lengths, self.config.prices, self.material.normaliser)
+        length = self.config.reference_length
+        reference = None if length is None else Action(length, 0.0)
+        return ReplayVecEnv(fleet, self.config.tiers, self.material.normaliser, reference)
 
     def _model(self) -> PPO:
         config = self.config
@@ -97,12 +99,11 @@ class PpoRun:
             seed=config.seed,
             device="cpu",  # A policy of this size is slower on an accelerator.
         )
-        if 0.0 in config.prices:
-            # Begin where engines are today: mostly a constant length, questions now and then.
-            bias = model.policy.action_net.bias
-            assert isinstance(bias, torch.Tensor)
-            with torch.no_grad():
-                bias[len(config.lengths) + config.prices.index(0.0)] += 2.0
+        # Begin where engines are today: mostly a constant length, questions now and then.
+        bias = model.policy.action_net.bias
+        assert isinstance(bias, torch.Tensor)
+        with torch.no_grad():
+            bias[: len(config.lengths)] += 1.0
         return model
 
     def _resume(self) -> None:
@@ -114,7 +115,7 @@ class PpoRun:
     def act(self, features: NDArray[np.float64]) -> list[Action]:
         """The policy's best actions for raw features ``[E, F]``."""
         chosen, _ = self.model.predict(self.material.normaliser(features), deterministic=True)
-        return [Action(self.config.lengths[length], self.config.prices[price]) for length, price in chosen.tolist()]
+        return [self.config.tiers[tier] for tier in chosen.tolist()]
 
     def evaluate(self, steps: int) -> None:
         """Judge the policy, note it, save a checkpoint, keep the best."""

@@ -11,10 +11,11 @@ from pathlib import Path
 import yaml
 
 from specpilot.configs import ConfigError, load_config
+from specpilot.controllers.action import Action
 from specpilot.envs.fleet import REWARDS
 from specpilot.envs.traffic import Traffic
 
-BACKENDS = ("replay", "live")
+BACKENDS = ("replay", "live", "vllm")
 TRACKING = ("none", "wandb")
 
 
@@ -29,11 +30,13 @@ class PpoConfig:
     scenarios: tuple[Traffic, ...]
     """Traffic to train on and to be judged by, the latter with held-out requests."""
     backend: str = "replay"
-    """``replay``: recorded requests, thousands of rounds a second; ``live``: the real pair."""
+    """``replay``: recorded requests, thousands of rounds a second; ``live``: the real pair; ``vllm``: in vLLM."""
     lengths: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 8)
-    """Largest speculation length a round may have: the first half of an action."""
-    prices: tuple[float, ...] = (0.0, 0.4, 0.6, 0.8, 1.0, 1.25, 1.6)
-    """What a second is worth, in multiples of what it earns: the second half; 0 is a constant length."""
+    """Speculation lengths a round may have without questions."""
+    prices: tuple[float, ...] = (0.4, 0.6, 0.8, 1.0, 1.25, 1.6)
+    """Of a round with questions between the levels: what a second is worth, in multiples of what it earns."""
+    asked_lengths: tuple[int, ...] = (4, 8)
+    """Largest speculation lengths of a round with questions."""
     max_num_seqs: int = 32
     num_envs: int = 48
     total_steps: int = 500_000
@@ -52,6 +55,8 @@ class PpoConfig:
     net_arch: tuple[int, ...] = (64, 64)
     reward: str = "request_speed"
     """See ``FleetConfig``."""
+    reference_length: int | None = 4
+    """Replay only: the constant length whose luck in the same round is taken out of the reward (`ReferenceReward`)."""
     held_out_share: float = 0.25
     """Part of the training recording that is only used to judge."""
     evaluation_interval: int = 60_000
@@ -65,7 +70,7 @@ class PpoConfig:
     wandb_project: str = "specpilot"
     progress_bar: bool = True
     target: str = "pairs/pystdlib/target"
-    """``live`` only: the pair."""
+    """``live`` and ``vllm`` only: the pair."""
     drafter: str = "pairs/pystdlib/drafter"
 
     def __post_init__(self) -> None:
@@ -77,10 +82,27 @@ class PpoConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.scenarios:
             raise ValueError("scenarios must name at least one kind of traffic")
-        if not self.lengths or min(self.lengths) < 0 or not self.prices or min(self.prices) < 0:
-            raise ValueError("lengths and prices must each hold one or more numbers, 0 or more")
+        if min((0, *self.lengths, *self.asked_lengths, *self.prices)) < 0:
+            raise ValueError("lengths, asked_lengths and prices must each be 0 or more")
+        if not self.tiers:
+            raise ValueError("no action is left: give lengths, or asked_lengths with prices")
         if not 0 < self.held_out_share < 1:
             raise ValueError(f"held_out_share must lie between 0 and 1, got {self.held_out_share}")
+
+    @property
+    def tiers(self) -> tuple[Action, ...]:
+        """All actions: the constant lengths, then those with questions.
+
+        One list, not a head for lengths and one for prices: the likeliest of each need not go together, and the longest
+        draft without a question is the worst action there is.
+        """
+        asked = (Action(length, price) for length in self.asked_lengths for price in self.prices)
+        return tuple(dict.fromkeys((*(Action(length, 0.0) for length in self.lengths), *asked)))
+
+    @property
+    def longest(self) -> int:
+        """The largest speculation length of any action."""
+        return max(action.max_length for action in self.tiers)
 
 
 def parse_arguments(arguments: Sequence[str]) -> PpoConfig:

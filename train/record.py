@@ -1,6 +1,7 @@
 """Record a pair on texts, measure what its passes cost, and what live rounds cost beyond them.
 
     python train/record.py --config configs/record/pystdlib.yaml [--output DIR] [--num-train 480]
+    python train/record.py --config configs/record/vllm.yaml [--engine vllm]
     python train/record.py import --requests FILE.jsonl --cost-surface COSTS.json --output DIR [--temperature T]
 
 The output folder gets ``train.npz``, ``evaluation.npz`` (see docs/trace-format.md), ``cost_surface.json`` and
@@ -27,10 +28,11 @@ from specpilot.configs import ConfigError, load_config
 from specpilot.controllers import CostGrid, CostSurface, CostSurfaceError
 from specpilot.engine import Engine, EngineConfig, Pair, RequestError, load_pair
 from specpilot.engine.pair import PairError
+from specpilot.engine.vllm.engine import VllmEngineError
 from specpilot.envs.trace import Trace, TraceError
 from specpilot.train.calibration import calibrate
 from specpilot.train.cost_surface_import import read_cost_surface
-from specpilot.train.recording import RecordingError, TextRequest, record_requests, with_facts
+from specpilot.train.recording import Progress, RecordingError, TextRequest, record_requests, with_facts
 from specpilot.train.recording_import import RecordingImportError, read_requests, split_requests
 from specpilot.train.recording_requests import (
     RequestMix,
@@ -41,8 +43,10 @@ from specpilot.train.recording_requests import (
     text_requests,
 )
 from specpilot.train.run_record import run_record, write_json
+from specpilot.train.vllm_recording import VllmRecorder
 
 SPLITS = ("train", "evaluation")
+ENGINES = ("embedded", "vllm")
 COST_SURFACE, RECORD = "cost_surface.json", "record.json"
 
 
@@ -73,8 +77,13 @@ class RecordConfig:
     """Threads of torch, 0: its default. The cost surface holds for this number."""
     device: str = "cpu"
     dtype: str = "float32"
+    engine: str = "embedded"
+    """``vllm``: record from vLLM and measure its steps, for controllers that will steer it. It must be installed, and
+    ``mix.temperatures`` be 0; ``calibration_rounds`` and ``device`` do not apply."""
 
     def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise ValueError(f"engine must be one of {ENGINES}, got {self.engine!r}")
         for name, low in (("num_train", 1), ("num_evaluation", 1), ("max_num_speculative_tokens", 1)):
             if getattr(self, name) < low:
                 raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
@@ -85,8 +94,8 @@ class RecordConfig:
             raise ValueError("give evaluation_prompts (a pair with its own) or texts (any other pair), not both")
 
     @property
-    def engine(self) -> EngineConfig:
-        """The engine that records and is measured."""
+    def engine_config(self) -> EngineConfig:
+        """The embedded engine that records and is measured."""
         return EngineConfig(
             max_num_seqs=self.max_num_seqs, max_num_speculative_tokens=self.max_num_speculative_tokens, seed=self.seed
         )
@@ -94,6 +103,8 @@ class RecordConfig:
     def settings(self, split: str) -> dict[str, Any]:
         """What a split's recording depends on, as JSON has it."""
         left_out = {"output", "cost_repeats", "calibration_rounds", "threads", *(f"num_{own}" for own in SPLITS)}
+        if self.engine == "embedded":
+            left_out.add("engine")  # As before there was another.
         own = {name: value for name, value in asdict(self).items() if name not in left_out}
         settings: dict[str, Any] = json.loads(json.dumps({**own, "num_requests": getattr(self, f"num_{split}")}))
         return settings
@@ -115,12 +126,22 @@ class Recording:
         """The pair, loaded when first needed."""
         return load_pair(self.config.target, self.config.drafter, self.config.device, self.config.dtype)
 
+    @cached_property
+    def vllm(self) -> VllmRecorder:
+        """What stands in for the pair where vLLM records."""
+        return VllmRecorder(self.config.target, self.config.drafter, self.config.engine_config, self.config.dtype)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The target's."""
+        return self.vllm.tokenizer if self.config.engine == "vllm" else self.pair.tokenizer
+
     def run(self) -> None:
         """Do every part that is not there yet."""
         for split in SPLITS:
             self.record(split)
         self.measure()
-        if self.config.calibration_rounds:
+        if self.config.calibration_rounds and self.config.engine == "embedded":
             self.calibrate()
 
     def record(self, split: str) -> None:
@@ -138,9 +159,22 @@ class Recording:
                     bar.set_postfix_str(stage, refresh=False)
                     bar.update(done + (total if stage == "drafts" else 0) - bar.n)
 
-                trace = record_requests(self.pair, self.config.engine, requests, progress)
+                trace = self.recorded(requests, progress)
             with_facts(trace, split=split, settings=settings).save(path)
             facts |= {"requests": len(trace), "positions": len(trace.accepted_length)}
+
+    def recorded(self, requests: list[TextRequest], progress: Progress) -> Trace:
+        """The trace of ``requests``."""
+        if self.config.engine == "vllm":
+            return self.vllm.record(requests, progress)
+        return record_requests(self.pair, self.config.engine_config, requests, progress)
+
+    def measured(self) -> CostSurface:
+        """The cost surface of an idle engine."""
+        if self.config.engine == "vllm":
+            return self.vllm.measure(self.config.seed)
+        engine = Engine(self.pair, self.config.engine_config)
+        return CostSurface.measure(engine, CostGrid(repeats=self.config.cost_repeats), progress=True)
 
     def requests(self, split: str) -> list[TextRequest]:
         """The requests of a split; those of one split never share a file with the other's."""
@@ -149,13 +183,13 @@ class Recording:
         count = config.num_train if training else config.num_evaluation
         if config.evaluation_prompts is not None:
             if training:
-                prompts = cut_prompts(self.pair.tokenizer, stdlib_training_files(), count, seed)
+                prompts = cut_prompts(self.tokenizer, stdlib_training_files(), count, seed)
             else:
                 prompts = held_out_prompts(config.evaluation_prompts, count)
         else:
             share = config.num_evaluation / (config.num_train + config.num_evaluation)
             files = split_user_files(config.texts, share, config.seed)
-            prompts = cut_prompts(self.pair.tokenizer, files[0 if training else 1], count, seed)
+            prompts = cut_prompts(self.tokenizer, files[0 if training else 1], count, seed)
         return text_requests(prompts, config.mix, seed)
 
     def measure(self) -> None:
@@ -165,8 +199,7 @@ class Recording:
             CostSurface.load(path)
             return
         with self.part("cost_surface") as facts:
-            engine = Engine(self.pair, self.config.engine)
-            surface = CostSurface.measure(engine, CostGrid(repeats=self.config.cost_repeats), progress=True)
+            surface = self.measured()
             surface.save(path)
             facts["fingerprint"] = surface.fingerprint
 
@@ -177,7 +210,7 @@ class Recording:
             return
         with self.part("calibration") as facts:
             surface, prompts = CostSurface.load(path), self._training_prompts()
-            engine = Engine(self.pair, self.config.engine)
+            engine = Engine(self.pair, self.config.engine_config)
             found = calibrate(engine, surface, prompts, self.config.seed, self.config.calibration_rounds, progress=True)
             replace(surface, overhead=found.overhead).save(path)
             facts |= found.report
@@ -278,6 +311,7 @@ _USER_ERRORS = (
     TraceError,
     PairError,
     RequestError,
+    VllmEngineError,
     OSError,
 )
 

@@ -15,17 +15,20 @@ from specpilot.controllers.observation import NUM_FEATURES
 from specpilot.controllers.priced import Action
 from specpilot.envs.fleet import ReplayFleet
 from specpilot.train.normaliser import Normaliser
+from specpilot.train.reference_reward import ReferenceReward
 
 
 class ReplayVecEnv(VecEnv):
     """Every engine of the fleet is one environment; observations are normalised, ``[E, NUM_FEATURES]`` float32."""
 
-    def __init__(self, fleet: ReplayFleet, lengths: Sequence[int], prices: Sequence[float], normaliser: Normaliser):
-        """An action is an index into ``lengths`` and one into ``prices``."""
-        self.fleet, self.normaliser = fleet, normaliser
-        self.lengths, self.prices = tuple(lengths), tuple(prices)
+    def __init__(
+        self, fleet: ReplayFleet, tiers: Sequence[Action], normaliser: Normaliser, reference: Action | None = None
+    ):
+        """An action is an index into ``tiers``. ``reference``: take `ReferenceReward.luck` out of the rewards."""
+        self.fleet, self.normaliser, self.tiers = fleet, normaliser, tuple(tiers)
+        self._reference = None if reference is None else ReferenceReward(fleet, reference, NUM_FEATURES)
         space = gymnasium.spaces.Box(-normaliser.clip, normaliser.clip, (NUM_FEATURES,), np.float32)
-        super().__init__(fleet.num_envs, space, gymnasium.spaces.MultiDiscrete([len(lengths), len(prices)]))
+        super().__init__(fleet.num_envs, space, gymnasium.spaces.Discrete(len(self.tiers)))
         self._actions: list[Action] = []
         self.returns = np.zeros(fleet.num_envs)
 
@@ -40,13 +43,15 @@ class ReplayVecEnv(VecEnv):
         return self.normaliser(self.fleet.observations)
 
     def step_async(self, actions: NDArray[Any]) -> None:
-        """Remember the actions ``[E, 2]``."""
-        self._actions = [Action(self.lengths[length], self.prices[price]) for length, price in actions.tolist()]
+        """Remember the actions ``[E]``."""
+        self._actions = [self.tiers[tier] for tier in actions.tolist()]
 
     def step_wait(self) -> VecEnvStepReturn:
         """Play a round everywhere; episodes that end begin again at once."""
+        luck = 0.0 if self._reference is None else self._reference.luck(self.normaliser(self.fleet.observations))
         rewards, served, late = self.fleet.step(self._actions)
         self.returns += rewards
+        rewards = rewards - luck
         done = (served | late).astype(bool)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         for e in np.flatnonzero(done).tolist():

@@ -11,14 +11,14 @@ from stable_baselines3 import PPO
 
 from specpilot.controllers.controller_file import save_controller
 from specpilot.controllers.observation import FEATURE_NAMES
-from specpilot.controllers.policies import MlpPolicy, factored_tiers
+from specpilot.controllers.policies import MlpPolicy
 from specpilot.controllers.priced import PricedController
 from specpilot.train.material import Material
 from specpilot.train.ppo_config import PpoConfig
 
 
 def teacher_policy(model: PPO, config: PpoConfig, material: Material) -> MlpPolicy:
-    """The actor as plain layers of tanh and two heads."""
+    """The actor as plain layers of tanh and one output for each action."""
     linear = [layer for layer in model.policy.mlp_extractor.policy_net if isinstance(layer, torch.nn.Linear)]
     assert isinstance(model.policy.action_net, torch.nn.Linear)
     layers = [
@@ -28,8 +28,8 @@ def teacher_policy(model: PPO, config: PpoConfig, material: Material) -> MlpPoli
     normaliser = material.normaliser
     return MlpPolicy(
         FEATURE_NAMES,
-        factored_tiers(config.lengths, config.prices),
-        (len(config.lengths), len(config.prices)),
+        config.tiers,
+        (len(config.tiers),),
         normaliser.mean,
         normaliser.scale,
         normaliser.clip,
@@ -43,6 +43,6 @@ def save_teacher(path: Path, model: PPO, config: PpoConfig, material: Material, 
         teacher_policy(model, config, material),
         material.predictor,
         material.surface,
-        max_num_speculative_tokens=max(config.lengths),
+        max_num_speculative_tokens=config.longest,
     )
     save_controller(controller, path, {"kind": "PPO teacher", "seed": config.seed, **facts})

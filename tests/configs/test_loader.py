@@ -109,8 +109,9 @@ def shipped_files() -> list[Path]:
 
 
 def schemas() -> dict[str, type]:
-    """Directory or name under ``configs/`` -> schema of its files. What is new needs its line here."""
+    """File, directory or name under ``configs/`` -> schema of its files. What is new needs its line here."""
     from specpilot.benchmarks.engine_config import EngineBenchmark
+    from specpilot.benchmarks.vllm_config import VllmBenchmark
     from specpilot.engine import ServingConfig
     from specpilot.train.evaluation import EvaluateConfig
     from specpilot.train.pair import PairConfig
@@ -121,10 +122,12 @@ def schemas() -> dict[str, type]:
         "pair": PairConfig,
         "serving": ServingConfig,
         "benchmark": EngineBenchmark,
+        "benchmark/vllm": VllmBenchmark,
         "evaluate": EvaluateConfig,
         "record": RecordConfig,
         "quickstart": PpoConfig,
         "ppo": PpoConfig,
+        "vllm": PpoConfig,
     }
 
 
@@ -132,4 +135,5 @@ def schemas() -> dict[str, type]:
 def test_every_shipped_file_fits_its_schema(path: Path) -> None:
     pytest.importorskip("tyro")
     known = schemas()
-    assert load_config(known.get(path.parent.name) or known[path.stem], path)
+    own = known.get(f"{path.parent.name}/{path.stem}") or known.get(path.parent.name) or known[path.stem]
+    assert load_config(own, path)

@@ -43,7 +43,8 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "output": str(tmp_path_factory.mktemp("run") / "ppo"),
         "scenarios": [{"concurrency": 2}, {"mode": "poisson", "load": 0.7}],
         "lengths": [0, 1, 2, 4],
-        "prices": [0.0, 1.0],
+        "prices": [1.0],
+        "asked_lengths": [4],
         "max_num_seqs": 4,
         "num_envs": 4,
         "total_steps": 768,
@@ -172,7 +173,7 @@ def test_ppo_learns_where_one_answer_is_right(settings: dict[str, Any], tmp_path
     trace.save(record / "train.npz")
     rich_surface().save(record / "cost_surface.json")
     own = {**settings, "record": str(record), "output": str(tmp_path / "run"), "total_steps": 6000}
-    own |= {"scenarios": [{"concurrency": 1}], "prices": [0.0], "learning_rate": 0.01, "evaluation_interval": 6000}
+    own |= {"scenarios": [{"concurrency": 1}], "prices": [], "learning_rate": 0.01, "evaluation_interval": 6000}
     run = ppo.PpoRun(from_mapping(own, "test"))
     run.train()
     fleet = ReplayFleet(

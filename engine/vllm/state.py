@@ -1,0 +1,144 @@
+"""The shared state schema, read from vLLM's scheduler.
+
+vLLM's ``v1/core/sched/scheduler.py`` fixes K at the end of ``schedule()``: the step that was scheduled verifies the
+drafts of the step before and then drafts K tokens. So what is decided now is verified one step later (under
+asynchronous scheduling two), and the requests that are shown are those that will have drafts then.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...controllers import RoundState
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.request import Request
+
+ACCEPTANCE_WEIGHT = 0.2
+"""Of the newest round in a request's running acceptance rate, as in the embedded engine."""
+
+
+_SPARE = 16
+"""Histories of ended requests that are not worth looking for."""
+
+
+@dataclass(slots=True)
+class RequestHistory:
+    """What the plugin remembers of a request."""
+
+    last_length: int = -1
+    last_accepted: int = -1
+    acceptance_rate: float = math.nan
+    drafted: int = 0
+    """Tokens drafted for the next verification, before trimming."""
+
+    def enter(self, drafted: int, verified: int, accepted: int) -> None:
+        """A round of the request."""
+        self.last_length, self.last_accepted = drafted, accepted
+        if verified:
+            rate, old = accepted / verified, self.acceptance_rate
+            self.acceptance_rate = rate if math.isnan(old) else old + ACCEPTANCE_WEIGHT * (rate - old)
+
+
+class Histories:
+    """`RequestHistory` of every request that vLLM still holds, by id."""
+
+    def __init__(self) -> None:
+        self._own: dict[str, RequestHistory] = {}
+
+    def __getitem__(self, request_id: str) -> RequestHistory:
+        history = self._own.get(request_id)
+        if history is None:
+            history = self._own[request_id] = RequestHistory()
+        return history
+
+    def __len__(self) -> int:
+        return len(self._own)
+
+    def keep(self, alive: Container[str], count: int) -> None:
+        """Forget who is not among the ``count`` requests ``alive``, once there are twice as many."""
+        if len(self._own) > 2 * count + _SPARE:
+            self._own = {name: history for name, history in self._own.items() if name in alive}
+
+
+def decoding_requests(scheduler: Scheduler, scheduled: SchedulerOutput) -> list[Request]:
+    """Those that will have all but their newest token computed after this step: they get drafts.
+
+    To be called before ``Scheduler._update_after_schedule`` moves ``num_computed_tokens`` on.
+    """
+    chosen = []
+    for request_id, count in scheduled.num_scheduled_tokens.items():
+        request = scheduler.requests[request_id]
+        if request.num_computed_tokens + count >= request.num_tokens + request.num_output_placeholders:
+            chosen.append(request)
+    return chosen
+
+
+def room(request: Request, longest: int, max_model_len: int, tokens_ahead: int = 2) -> int:
+    """Tokens that may be drafted for ``request``, at most ``longest``.
+
+    ``tokens_ahead``: what it gains for certain before a draft counts: one token of the step that is scheduled, unless
+    that is committed already, and one of the verification, which gains one more than it accepts.
+    """
+    left: int = min(request.max_tokens - request.num_output_tokens, max_model_len - request.num_tokens) - tokens_ahead
+    return max(0, min(left, longest))
+
+
+def round_state(
+    scheduler: Scheduler,
+    requests: Sequence[Request],
+    histories: Histories,
+    longest: int,
+    arrival_rates: tuple[float, float],
+    lag: Callable[[Request], int] | None,
+) -> RoundState:
+    """State of ``requests``; ``longest``: vLLM's ``num_speculative_tokens``; ``lag``: None where it is always 0."""
+    names = tuple([request.request_id for request in requests])
+    own = [histories[name] for name in names]
+    max_model_len = scheduler.max_model_len
+    running, waiting = scheduler.get_request_counts()
+    # Two arrays for nine: between two steps of a model each call of NumPy is a cold one.
+    whole = np.array(
+        [
+            [request.num_tokens for request in requests],
+            [request.num_output_tokens for request in requests],
+            [0 if lag is None else lag(request) for request in requests],
+            [room(request, longest, max_model_len) for request in requests],
+            [history.last_length for history in own],
+            [history.last_accepted for history in own],
+            [request.max_tokens - request.num_output_tokens for request in requests],
+        ],
+        dtype=np.int64,
+    )
+    context, generated, lags, rooms, lengths, accepted, left = whole
+    rates, temperatures = np.array(
+        [[history.acceptance_rate for history in own], [_temperature(request) for request in requests]]
+    )
+    return RoundState(
+        request_ids=names,
+        context_length=context,
+        num_generated=generated,
+        lag=lags,
+        max_num_speculative_tokens=rooms,
+        last_num_speculative_tokens=lengths,
+        last_accepted_length=accepted,
+        acceptance_rate=rates,
+        temperature=temperatures,
+        tokens_left=left,
+        running=running,
+        waiting=waiting,
+        kv_free=1.0 - scheduler.kv_cache_manager.usage,
+        arrival_rates=arrival_rates,
+    )
+
+
+def _temperature(request: Request) -> float:
+    params = request.sampling_params
+    return 0.0 if params is None else float(params.temperature)

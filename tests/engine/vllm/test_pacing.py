@@ -1,0 +1,97 @@
+"""K neither flaps with the controller's wishes nor stays behind a load that has really changed."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from specpilot.controllers import Controller, Decision, RoundState
+from specpilot.engine.vllm import VllmSettings
+from specpilot.engine.vllm.pacing import PacedController, Pacer
+from specpilot.tests.support.rounds import round_state
+
+LENGTHS = range(9)
+
+
+def pacer() -> Pacer:
+    settings = VllmSettings()
+    return Pacer(settings.confirm_steps, settings.dwell_steps)
+
+
+def changes(lengths: list[int]) -> int:
+    return sum(before != after for before, after in pairwise(lengths))
+
+
+@pytest.mark.parametrize("period", [1, 2])
+@pytest.mark.parametrize("first", LENGTHS)
+def test_alternating_wishes_do_not_flap(first: int, period: int) -> None:
+    for second in LENGTHS:
+        own = pacer()
+        wishes = [second if step // period % 2 else first for step in range(200)]
+        assert changes([own.follow(wish) for wish in wishes]) == 0
+
+
+def test_no_wishes_make_it_change_more_often_than_the_dwell_time_allows() -> None:
+    rng, dwell = np.random.default_rng(0), VllmSettings().dwell_steps
+    for run in range(50):
+        own = pacer()
+        wishes = rng.choice([0, 8], p=[0.2, 0.8], size=600) if run % 2 else rng.integers(0, 9, size=600)
+        told = [own.follow(int(wish)) for wish in wishes]
+        steps = [step for step, (before, after) in enumerate(pairwise(told)) if before != after]
+        assert all(later - sooner >= dwell for sooner, later in pairwise(steps))
+
+
+def test_a_step_change_is_followed_within_ten_steps_whatever_was_before() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(200):
+        own = pacer()
+        for wish in rng.integers(0, 9, size=int(rng.integers(1, 60))):
+            own.follow(int(wish), bool(rng.integers(2)))
+        goal = int(rng.integers(0, 9))
+        assert [own.follow(goal) for _ in range(20)][9:] == [goal] * 11
+
+
+def test_it_falls_to_zero_at_once_while_requests_wait_and_not_otherwise() -> None:
+    busy, idle = pacer(), pacer()
+    assert busy.follow(4) == idle.follow(4) == 4
+    assert busy.follow(0, loaded=True) == 0
+    assert idle.follow(0, loaded=False) == 4
+
+
+def test_alternating_under_load_does_not_flap_either() -> None:
+    own = pacer()
+    assert changes([own.follow(8 * (step % 2), loaded=True) for step in range(200)]) <= 1
+
+
+def test_one_step_and_no_dwelling_is_the_controller_itself() -> None:
+    rng, own = np.random.default_rng(2), Pacer(1, 0)
+    wishes = rng.integers(0, 9, size=100).tolist()
+    assert [own.follow(wish) for wish in wishes] == wishes
+
+
+class Scripted(Controller):
+    def __init__(self, lengths: list[int]) -> None:
+        self.lengths = lengths
+
+    def decide(self, state: RoundState) -> Decision:
+        return Decision(np.asarray(self.lengths, dtype=np.int64))
+
+
+def test_lengths_of_requests_keep_their_order_and_their_own_cut() -> None:
+    inner = Scripted([1, 4, 0])
+    own = PacedController(inner, pacer())
+    state = round_state(3)
+    assert own.decide(state).num_speculative_tokens.tolist() == [1, 4, 0]
+    inner.lengths = [1, 8, 5]
+    assert own.decide(state).num_speculative_tokens.tolist() == [1, 4, 4]
+    inner.lengths = [0, 1, 0]
+    assert own.decide(state).num_speculative_tokens.tolist() == [4, 4, 4]
+
+
+def test_faulty_decisions_pass_for_the_guard_to_judge() -> None:
+    own, state = PacedController(Scripted([1, 2]), pacer()), round_state(3)
+    assert own.decide(state).num_speculative_tokens.tolist() == [1, 2]
+    own = PacedController(Scripted([-1, 2, 3]), pacer())
+    assert own.decide(state).num_speculative_tokens.tolist() == [-1, 2, 3]

@@ -1,0 +1,126 @@
+"""Recording from vLLM: the trace says what real rounds accept, and costs come out of step times."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from specpilot.controllers import ConstantController, RoundOutcome
+from specpilot.engine import EngineConfig, SamplingParams
+from specpilot.engine.vllm.engine import VllmEngine, VllmEngineConfig
+from specpilot.envs.trace import Trace
+from specpilot.train.recording import RecordingError, TextRequest
+from specpilot.train.vllm_costs import StepGrid, StepTime, measure_steps, surface_of
+from specpilot.train.vllm_recording import VllmRecorder
+
+LONGEST = 4
+FIELDS = {"hardware": "none", "dtype": "float32", "versions": "none"}
+
+
+@pytest.fixture(scope="module")
+def recorder(pair_directory: Path) -> VllmRecorder:
+    pytest.importorskip("vllm")
+    sizes = EngineConfig(max_num_seqs=4, max_num_speculative_tokens=LONGEST)
+    return VllmRecorder(str(pair_directory / "target"), str(pair_directory / "drafter"), sizes, "float32")
+
+
+@pytest.fixture(scope="module")
+def trace(recorder: VllmRecorder, evaluation_prompts: list[list[int]]) -> Trace:
+    requests = [
+        TextRequest(tuple(prompt), SamplingParams(seed=number, max_tokens=40), "code" if number % 2 else "prose")
+        for number, prompt in enumerate(evaluation_prompts[:6])
+    ]
+    return recorder.record(requests)
+
+
+class Outcomes(ConstantController):
+    """A constant that notes what was accepted of what."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__(length)
+        self.rounds = list[tuple[int, int]]()
+
+    def observe(self, outcome: RoundOutcome) -> None:
+        self.rounds.append((int(outcome.num_verified[0]), int(outcome.accepted_length[0])))
+
+
+@pytest.mark.parametrize("length", [1, LONGEST])
+def test_rounds_accept_what_the_recording_says(trace: Trace, pair_directory: Path, length: int) -> None:
+    """One request at a time through the steered engine: every round's outcome, read from the trace beforehand."""
+    directory = str(pair_directory / "target"), str(pair_directory / "drafter")
+    engine = VllmEngine(VllmEngineConfig(*directory, max_num_seqs=1, max_num_speculative_tokens=LONGEST))
+    for request in range(3):
+        engine.controller = controller = Outcomes(length)
+        limit = int(trace.token_limit[request])
+        name = engine.add_request(trace.prompt(request), SamplingParams(max_tokens=limit))
+        while engine.has_work:
+            engine.step()
+        tokens = len(engine.take_result(name).token_ids)
+        assert tokens == trace.output_tokens[request]
+        at = 1
+        assert controller.rounds[0] == (0, 0), "the prefill's step verifies nothing and gains the first token"
+        for verified, accepted in controller.rounds[1:]:
+            assert verified == length or at + length >= limit - 1, "only the end of a request cuts a draft"
+            assert accepted == min(verified, int(trace.accepted_length[trace.first[request] + at]))
+            at += accepted + 1
+        assert at >= tokens
+
+
+def test_nothing_is_accepted_before_the_first_token(trace: Trace) -> None:
+    assert (trace.accepted_length[trace.first] == 0).all() and trace.accepted_length.max() == LONGEST
+    assert trace.facts["engine"] == "vllm" and trace.confidence is None and set(trace.categories) == {"code", "prose"}
+
+
+def test_spoiled_drafts_are_never_accepted(recorder: VllmRecorder, evaluation_prompts: list[list[int]]) -> None:
+    engine = recorder.engine
+    name = engine.add_request(evaluation_prompts[0], SamplingParams(max_tokens=30, ignore_eos=True))
+    engine.scheduler.length, engine.scheduler.verify = LONGEST, True
+    steps = 0
+    while engine.has_work:
+        assert [len(chunk.token_ids) for chunk in engine.step()] == [1]
+        steps += 1
+    assert steps == 30 == len(engine.take_result(name).token_ids)
+
+
+def test_a_temperature_is_refused(recorder: VllmRecorder) -> None:
+    with pytest.raises(RecordingError, match=r"request 0 has temperature 0\.6.*mix\.temperatures"):
+        recorder.record([TextRequest((1, 2), SamplingParams(temperature=0.6, seed=1))])
+
+
+def test_steps_of_vllm_are_measured(recorder: VllmRecorder, trace: Trace, tmp_path: Path) -> None:
+    grid = StepGrid(batches=(1, 4), contexts=(16, 32), chunk_tokens=(8, 16), steps=2, sweeps=1)
+    surface = measure_steps(recorder.engine, grid=grid)
+    assert not recorder.engine.has_work and "vllm" in surface.fields["versions"]
+    assert set(surface.costs) == {"draft", "verify", "catch_up", "prefill"}
+    assert surface.costs["verify"].axes == ((1, 4), (1, 2, 3, 5), (16, 32))
+    surface.save(tmp_path / "cost_surface.json")
+    assert type(surface).load(tmp_path / "cost_surface.json").fingerprint == surface.fingerprint
+
+
+def test_the_surface_gives_back_the_steps_it_was_made_of() -> None:
+    """Steps of known seconds: rounds of every length are predicted by the surface, on and off the grid."""
+    grid = StepGrid(batches=(1, 8), contexts=(64, 256), chunk_batches=(1,), chunk_tokens=(16, 64))
+
+    def rest(batch: int, length: int, context: int) -> float:
+        return 0.01 + 1e-4 * batch * (length + 1) + 1e-6 * context * batch
+
+    def draft(batch: int, length: int) -> float:
+        return 0.0 if length == 0 else 2e-3 + length * (1e-3 + 1e-5 * batch) + 2e-5 * batch * length
+
+    times = {
+        (batch, context): {
+            length: [StepTime(draft(batch, length), rest(batch, length, context))] * 3 for length in grid.lengths
+        }
+        for batch in grid.batches
+        for context in grid.contexts
+    }
+    surface = surface_of(grid, times, {(1, n): [(1e-3 * n, 1e-4 * n)] * 3 for n in grid.chunk_tokens}, FIELDS)
+    for batch, context in ((1, 64), (4, 128), (8, 256)):
+        for length in (0, 1, 3, 8):
+            found = surface.round_seconds([length] * batch, [context] * batch, [1] * batch)
+            assert found == pytest.approx(rest(batch, length, context) + draft(batch, length), rel=0.02)
+    assert surface.seconds("prefill", 1, 16, 0) == pytest.approx(0.016)
+    assert surface.seconds("catch_up", 1, 64, 0) == pytest.approx(0.0064)
+    assert np.isfinite(surface.overhead.coefficients()).all()

@@ -1,0 +1,168 @@
+"""What a controller is shown and told in vLLM: the shared state, also under asynchronous scheduling."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import deque
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+
+from specpilot.controllers import RoundState
+from specpilot.tests.engine.vllm.conftest import LONGEST, Served
+from specpilot.tests.engine.vllm.test_scheduler import Watched, of_everyone, random_each, random_uniform
+
+vllm = pytest.importorskip("vllm")
+
+Prompts = list[list[int]]
+
+
+def history_of(own: Watched, request_id: str) -> list[tuple[RoundState, int, Any]]:
+    """Each step of a request: the state, its place in it, and what came of the step."""
+    found = []
+    for state, outcome in zip(own.states, own.outcomes, strict=True):
+        if request_id in state.request_ids:
+            found.append((state, state.request_ids.index(request_id), outcome))
+    return found
+
+
+def test_counts_of_a_request_follow_its_text(steered: Served, evaluation_prompts: Prompts) -> None:
+    own = random_each(0)
+    steered.steering.controller = own
+    prompts, counts = evaluation_prompts[:5], [9, 17, 25, 33, 41]
+    steered.texts(prompts, counts)
+    by_length = {len(prompt): count for prompt, count in zip(prompts, counts, strict=True)}
+    assert len(by_length) == 5
+    for request_id in {name for state in own.states for name in state.request_ids}:
+        steps = history_of(own, request_id)
+        first, place, _ = steps[0]
+        length, generated, last, rate = int(first.context_length[place]), 0, (-1, -1), math.nan
+        for state, at, outcome in steps:
+            assert state.context_length[at] == length + generated and state.num_generated[at] == generated
+            assert state.tokens_left[at] == by_length[length] - generated
+            assert state.max_num_speculative_tokens[at] == min(LONGEST, max(0, state.tokens_left[at] - 2))
+            assert (state.last_num_speculative_tokens[at], state.last_accepted_length[at]) == last
+            assert state.acceptance_rate[at] == pytest.approx(rate, nan_ok=True)
+            generated += int(outcome.num_committed[at])
+            last = (int(outcome.num_drafted[at]), int(outcome.accepted_length[at]))
+            if outcome.num_verified[at]:
+                newest = last[1] / int(outcome.num_verified[at])
+                rate = newest if math.isnan(rate) else rate + 0.2 * (newest - rate)
+        assert generated == by_length[length]
+
+
+def test_load_is_seen(steered: Served, evaluation_prompts: Prompts) -> None:
+    own = of_everyone(1)
+    steered.steering.controller = own
+    steered.texts(evaluation_prompts[:14], 20)
+    first, last = own.states[0], own.states[-1]
+    assert (first.running, first.waiting) == (8, 6) and last.waiting == 0
+    assert first.arrival_rates[0] > 0.1 and 0.0 < last.kv_free < 1.0
+    assert max(state.kv_free for state in own.states) < 1.0
+    assert steered.scheduler.kv_cache_manager.usage == 0.0
+
+
+def test_temperature_is_each_requests_own(steered: Served, evaluation_prompts: Prompts) -> None:
+    from vllm import SamplingParams
+
+    own = of_everyone(0)
+    steered.steering.controller = own
+    wanted = [0.0, 0.5, 1.0]
+    steered.llm.generate(
+        [{"prompt_token_ids": prompt} for prompt in evaluation_prompts[:3]],
+        [SamplingParams(temperature=value, max_tokens=4, ignore_eos=True) for value in wanted],
+        use_tqdm=False,
+    )
+    assert own.states[0].temperature.tolist() == wanted
+
+
+def test_requests_that_ended_are_forgotten(steered: Served, evaluation_prompts: Prompts) -> None:
+    steered.steering.controller = of_everyone(1)
+    for _ in range(4):
+        steered.texts(evaluation_prompts[:14], 4)
+    assert len(steered.steering._histories) <= 2 * 14 + 16 and not steered.steering._steps
+
+
+# ---------------------------------------------------------------------- asynchronous scheduling
+
+
+class Echo:
+    """Stands in for model and worker: tokens by counting, drafts accepted by chance. vLLM runs no such step on CPU."""
+
+    def __init__(self, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+        self.sampled: dict[str, list[int]] = {}
+
+    def run(self, scheduled: Any, prefilling: set[str]) -> Any:
+        from vllm.v1.outputs import ModelRunnerOutput
+
+        names, tokens = list(scheduled.num_scheduled_tokens), []
+        for name in names:
+            drafts = len(scheduled.scheduled_spec_decode_tokens.get(name, ()))
+            count = 0 if name in prefilling else int(self._rng.integers(0, drafts + 1)) + 1
+            tokens.append([int(self._rng.integers(5, 2000)) for _ in range(count)])
+            self.sampled.setdefault(name, []).extend(tokens[-1])
+        return ModelRunnerOutput(
+            req_ids=names, req_id_to_index={name: n for n, name in enumerate(names)}, sampled_token_ids=tokens
+        )
+
+
+def asynchronous(steered: Served) -> Any:
+    from specpilot.engine.vllm.scheduler import SteeredAsyncScheduler
+
+    config, stock = copy.copy(steered.config), steered.scheduler
+    config.scheduler_config = copy.copy(config.scheduler_config)
+    object.__setattr__(config.scheduler_config, "async_scheduling", True)
+    return SteeredAsyncScheduler(
+        vllm_config=config,
+        kv_cache_config=stock.kv_cache_config,
+        structured_output_manager=stock.structured_output_manager,
+        block_size=stock.block_size,
+        hash_block_size=stock.hash_block_size,
+        log_stats=True,
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_asynchronous_scheduler_plans_what_the_controller_asked_for(
+    seed: int, steered: Served, evaluation_prompts: Prompts
+) -> None:
+    from vllm import SamplingParams
+    from vllm.v1.request import Request
+
+    scheduler, echo, own = asynchronous(steered), Echo(seed), random_uniform(seed)
+    hasher = steered.llm.llm_engine.engine_core.engine_core.request_block_hasher
+    scheduler.steering.controller = own
+    requests = []
+    for number, prompt in enumerate(evaluation_prompts[:10]):
+        params = SamplingParams(temperature=0, max_tokens=20 + number, ignore_eos=True)
+        requests.append(Request(str(number), list(prompt), params, None, block_hasher=hasher))
+        scheduler.add_request(requests[-1])
+    flying: deque[tuple[Any, set[str]]] = deque()
+    planned: list[tuple[Any, RoundState | None]] = []
+    while scheduler.has_unfinished_requests():
+        before = own.step
+        scheduled = scheduler.schedule()
+        prefilling = {name for name in scheduled.num_scheduled_tokens if scheduler.requests[name].is_prefill_chunk}
+        if scheduled.num_scheduled_tokens:
+            flying.append((scheduled, prefilling))
+            planned.append((scheduled, own.states[-1] if own.step > before else None))
+        if len(flying) == 2 or not scheduled.num_scheduled_tokens:
+            scheduled, prefilling = flying.popleft()
+            scheduler.update_from_output(scheduled, echo.run(scheduled, prefilling))
+    for request in requests:
+        assert list(request.output_token_ids) == echo.sampled[request.request_id][: request.max_tokens]
+        assert len(request.output_token_ids) == request.max_tokens
+    assert scheduler.steering.problem is None and scheduler.steering.guard.report.faults.total() == 0
+    assert sum(int(outcome.num_committed.sum()) for outcome in own.outcomes) == sum(r.max_tokens for r in requests)
+    checked = 0
+    for (earlier, state), (later, _) in pairwise(planned):
+        for name in () if state is None else state.request_ids:
+            if name in later.num_scheduled_tokens:
+                drafts = later.scheduled_spec_decode_tokens.get(name, ())
+                assert len(drafts) == earlier.num_spec_tokens_to_schedule
+                checked += len(drafts) > 0
+    assert checked > 30

@@ -1,0 +1,149 @@
+"""Record a pair on requests through vLLM: each request's text, and what the drafter proposes at every position of it.
+
+Every step drafts as far as asked, and its drafts are dropped before verification: the step after it commits one token
+and drafts again. A draft is compared with the text that followed. vLLM gives no confidences and no draft before the
+first token, which comes out of the prefill: at a request's first position nothing is accepted.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specpilot.controllers import CostSurface
+from specpilot.engine import EngineConfig
+from specpilot.engine.vllm.engine import VllmEngine, VllmEngineConfig
+from specpilot.envs.trace import Trace
+from specpilot.train.recording import Progress, RecordingError, TextRequest
+from specpilot.train.vllm_costs import measure_steps
+
+SCHEDULER = "specpilot.engine.vllm.draft_recorder.RecordingScheduler"
+Drafts = dict[str, dict[int, list[int]]]
+"""By request, by the tokens that it had generated."""
+
+
+class VllmRecorder:
+    """Records and measures through one vLLM, started when first needed."""
+
+    def __init__(self, target: str, drafter: str, engine: EngineConfig, dtype: str) -> None:
+        """``engine``: of it, the slots, the prefill chunk and the longest drafts."""
+        self._config = VllmEngineConfig(
+            target=target,
+            drafter=drafter,
+            max_num_seqs=engine.max_num_seqs,
+            prefill_chunk=engine.prefill_chunk,
+            max_num_speculative_tokens=engine.max_num_speculative_tokens,
+            scheduler=SCHEDULER,
+            dtype=dtype,
+        )
+
+    @cached_property
+    def engine(self) -> VllmEngine:
+        """With the `RecordingScheduler`. Raises `VllmEngineError` where vLLM is not installed."""
+        return VllmEngine(self._config)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The target's."""
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self._config.target)
+
+    def record(self, requests: Sequence[TextRequest], progress: Progress | None = None) -> Trace:
+        """See `record_vllm_requests`."""
+        return record_vllm_requests(self.engine, requests, progress)
+
+    def measure(self, seed: int) -> CostSurface:
+        """See `measure_steps`."""
+        return measure_steps(self.engine, seed, progress=True)
+
+
+def record_vllm_requests(
+    engine: VllmEngine, requests: Sequence[TextRequest], progress: Progress | None = None
+) -> Trace:
+    """Record ``requests`` with drafts of ``engine.config.max_num_speculative_tokens`` tokens.
+
+    ``engine``: idle, with the `RecordingScheduler`. Raises `RecordingError` for a temperature above 0: there the
+    outcome of a round depends on the drafts, and a text does not tell what would have been accepted.
+    """
+    for number, request in enumerate(requests):
+        if request.params.temperature > 0:
+            raise RecordingError(
+                f"request {number} has temperature {request.params.temperature:g}; vLLM's texts depend on the drafts "
+                "above 0, so a recording needs 0: set mix.temperatures to [0.0]"
+            )
+    longest = engine.config.max_num_speculative_tokens
+    texts, drafts = _serve(engine, requests, longest, progress or (lambda stage, done, total: None))
+    accepted = [_accepted(text, own, longest) for text, own in zip(texts, drafts, strict=True)]
+    return _trace(longest, requests, texts, accepted)
+
+
+def _serve(
+    engine: VllmEngine, requests: Sequence[TextRequest], longest: int, report: Progress
+) -> tuple[list[tuple[int, ...]], list[dict[int, list[int]]]]:
+    """Every request's text and drafts."""
+    drafts: Drafts = {}
+    scheduler = engine.scheduler
+    scheduler.length, scheduler.verify = longest, False
+
+    def note(name: str, generated: int, tokens: list[int]) -> None:
+        drafts[name][generated] = tokens
+
+    names = list[str]()
+    for request in requests:
+        names.append(engine.add_request(request.prompt, request.params))
+        drafts[names[-1]] = {}
+    scheduler.on_draft, done = note, 0
+    try:
+        while engine.has_work:
+            done += sum(chunk.finish_reason is not None for chunk in engine.step())
+            report("drafts", done, len(requests))
+    finally:
+        scheduler.on_draft = None
+    return [engine.take_result(name).token_ids for name in names], [drafts[name] for name in names]
+
+
+def _accepted(text: Sequence[int], drafts: dict[int, list[int]], longest: int) -> NDArray[np.uint8]:
+    """``[T]`` accepted length of the draft from every position. Raises `RecordingError` where one is missing."""
+    found = np.zeros(len(text), dtype=np.uint8)
+    for position in range(1, len(text)):
+        draft = drafts.get(position, [])
+        if len(draft) != longest:
+            raise RecordingError(
+                f"vLLM drafted {len(draft)} of {longest} tokens at position {position} of a text; lower max_tokens "
+                "so that prompts, texts and drafts fit the model's context"
+            )
+        pairs = zip(draft, text[position:], strict=False)
+        agreed = next((depth for depth, (own, true) in enumerate(pairs) if own != true), longest)
+        found[position] = min(agreed, len(text) - position)
+    return found
+
+
+def _trace(
+    longest: int,
+    requests: Sequence[TextRequest],
+    texts: Sequence[tuple[int, ...]],
+    accepted: Sequence[NDArray[np.uint8]],
+) -> Trace:
+    categories = tuple(sorted({request.category for request in requests}))
+    return Trace(
+        max_num_speculative_tokens=longest,
+        prompt_tokens=np.asarray([len(request.prompt) for request in requests], dtype=np.int32),
+        output_tokens=np.asarray([len(text) for text in texts], dtype=np.int32),
+        accepted_length=np.concatenate(accepted),
+        temperature=np.zeros(len(requests), dtype=np.float32),
+        category=np.asarray([categories.index(request.category) for request in requests], dtype=np.uint8),
+        categories=categories,
+        seed=np.asarray([request.params.seed or 0 for request in requests], dtype=np.int64),
+        prompt_token_ids=np.concatenate([np.asarray(request.prompt, dtype=np.int32) for request in requests]),
+        max_tokens=np.asarray([request.params.max_tokens for request in requests], dtype=np.int32),
+        facts={
+            "engine": "vllm",
+            "recorded": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        },
+    )
