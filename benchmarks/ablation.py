@@ -28,8 +28,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "full": {},
     "reward: per-round ratio": {"reward": "round_ratio"},
     "reward: tokens - price x seconds of the machine": {"reward": "throughput"},
-    "lengths alone, no questions": {"prices": [0.0]},
-    "questions alone, longest drafts": {"lengths": [0, 8], "prices": [0.4, 0.6, 0.8, 1.0, 1.25, 1.6]},
+    "lengths alone, no questions": {"prices": []},
+    "questions alone, or off": {"lengths": [0]},
     "little foresight (gamma 0)": {"gamma": 0.0},
 }
 """What is overridden in the configuration of train/ppo.py."""

@@ -9,18 +9,22 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from specpilot.benchmarks.measurement import ROOT
 from specpilot.benchmarks.report import bar_table, bars, batch_table, origin, speculation_table, table
+from specpilot.benchmarks.vllm_report import vllm_block
 from specpilot.train.pair_report import acceptance_cells
 
 README = ROOT / "README.md"
 ENGINE_RESULTS = ROOT / "benchmarks/results/engine.json"
 COMPILED_RESULTS = ROOT / "benchmarks/results/compiled_pass.json"
 EVALUATION_RESULTS = ROOT / "benchmarks/results/evaluation.json"
+SIM_TO_REAL_RESULTS = ROOT / "benchmarks/results/sim_to_real.json"
+VLLM_RESULTS = ROOT / "benchmarks/results/vllm.json"
 PAIR_RECORD = ROOT / "pairs/pystdlib/training.json"
 
 
@@ -91,9 +95,24 @@ def evaluation_block(results: dict[str, Any]) -> str:
     return "\n\n".join([made, table(header, rows), "![Controllers over scenarios](benchmarks/results/evaluation.png)"])
 
 
+def sim_to_real_block(results: dict[str, Any]) -> str:
+    """How far replay's predictions are off the live engine, by batch."""
+    rows = []
+    for batch, cells in results["batches"].items():
+        own = cells["contenders"].values()
+        medians = [abs(each["corrected_error"]["median"]) for each in own]
+        rows.append([batch, str(len(own)), f"{statistics.median(medians):.1%}", f"{max(medians):.1%}"])
+    rows.append(["all", "", *(f"{results['corrected_error'][key]:.1%}" for key in ("median", "max"))])
+    header = ["batch", "controllers", "median absolute error", "largest"]
+    made = f"Made {results['date'][:10]} on {results['hardware']} ({results['git_revision']})."
+    return f"{made}\n\n{table(header, rows)}"
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "engine benchmark": lambda: engine_block(json.loads(ENGINE_RESULTS.read_text())),
     "evaluation": lambda: evaluation_block(json.loads(EVALUATION_RESULTS.read_text())),
+    "sim to real": lambda: sim_to_real_block(json.loads(SIM_TO_REAL_RESULTS.read_text())),
+    "vllm": lambda: vllm_block(json.loads(VLLM_RESULTS.read_text())),
     "compiled pass": lambda: compiled_block(json.loads(COMPILED_RESULTS.read_text())),
     "shipped pair": lambda: pair_block(json.loads(PAIR_RECORD.read_text())),
 }

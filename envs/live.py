@@ -1,18 +1,26 @@
-"""The real pair under an environment: recorded requests served by the engine, in a thread that asks for decisions."""
+"""The real pair under an environment: recorded requests served by an engine, in a thread that asks for decisions."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from ..controllers import ConstantController, Controller, RoundOutcome
 from ..controllers.cost_table import CostTable
-from ..engine import SHIPPED_PAIR, Engine, EngineConfig, SamplingParams, load_pair
+from ..engine import (
+    SHIPPED_PAIR,
+    Engine,
+    EngineConfig,
+    RequestOutput,
+    SamplingParams,
+    StreamChunk,
+    load_pair,
+)
 from .inversion import Inversion
 from .rendering import RoundView
 from .replay_state import Schedule
@@ -44,10 +52,34 @@ class Gained(NamedTuple):
     """Draft of the last round, tokens."""
 
 
+class ServingEngine(Protocol):
+    """What is used of an engine: the embedded `Engine` has it, and `VllmEngine`."""
+
+    controller: Controller
+    scheduler: Any
+    """With ``running`` and ``waiting`` of a length."""
+
+    @property
+    def has_work(self) -> bool:
+        """See `Engine.has_work`."""
+
+    def add_request(self, prompt: Sequence[int], params: SamplingParams | None = None, /) -> str:
+        """See `Engine.add_request`."""
+
+    def cancel(self, request_id: str, /) -> bool:
+        """See `Engine.cancel`."""
+
+    def take_result(self, request_id: str, /) -> RequestOutput:
+        """See `Engine.take_result`."""
+
+    def step(self) -> list[StreamChunk]:
+        """See `Engine.step`."""
+
+
 class LiveEpisode:
     """Feeds a schedule to an engine and steps it. Its clock stands still while a decision is waited for."""
 
-    def __init__(self, engine: Engine, trace: Trace, schedule: Schedule) -> None:
+    def __init__(self, engine: ServingEngine, trace: Trace, schedule: Schedule) -> None:
         """``schedule``: of one engine."""
         self.engine, self.trace, self.schedule = engine, trace, schedule
         self.texts = dict[int, tuple[int, ...]]()
@@ -148,20 +180,44 @@ class LiveEpisode:
         self._names.clear()
 
 
+def build_engine(backend: str, target: str | Path, drafter: str | Path, config: EngineConfig) -> ServingEngine:
+    """The embedded engine (``live``), or vLLM in this process (``vllm``), of which ``config`` names the sizes.
+
+    Raises `PairError` where the pair cannot be loaded, `VllmEngineError` where vLLM is not installed.
+    """
+    if backend == "live":
+        return Engine(load_pair(target, drafter), config)
+    from ..engine.vllm.engine import VllmEngine, VllmEngineConfig
+
+    own = VllmEngineConfig(
+        target=str(target),
+        drafter=str(drafter),
+        max_num_seqs=config.max_num_seqs,
+        max_model_len=config.max_model_len or 1024,
+        prefill_chunk=config.prefill_chunk,
+        max_num_speculative_tokens=config.max_num_speculative_tokens,
+    )
+    return VllmEngine(own, ConstantController(0))
+
+
 class LiveServer:
     """One engine, and the episode that it serves."""
 
-    def __init__(self, scenario: Scenario, target: str | Path | None, drafter: str | Path | None) -> None:
-        """``target`` and ``drafter``: directories; None: the shipped pair's.
+    def __init__(
+        self, scenario: Scenario, target: str | Path | None, drafter: str | Path | None, backend: str = "live"
+    ) -> None:
+        """``target`` and ``drafter``: directories; None: the shipped pair's. ``backend``: ``live`` or ``vllm``.
 
-        Raises `ScenarioError` where the recording cannot be served, `PairError` where the pair cannot be loaded.
+        Raises `ScenarioError` where the recording cannot be served, `PairError` where the pair cannot be loaded,
+        `VllmEngineError` where vLLM is not installed.
         """
         trace, config = scenario.trace, scenario.engine
         if trace.prompt_token_ids is None or trace.seed is None:
             raise ScenarioError("this recording lacks prompts or seeds; record with train/record.py to serve it live")
-        pair = load_pair(target or SHIPPED_PAIR / "target", drafter or SHIPPED_PAIR / "drafter")
-        self.engine = Engine(
-            pair,
+        self.engine = build_engine(
+            backend,
+            target or SHIPPED_PAIR / "target",
+            drafter or SHIPPED_PAIR / "drafter",
             EngineConfig(
                 max_num_seqs=config.max_num_seqs,
                 max_model_len=config.max_model_len,
@@ -202,7 +258,7 @@ class LiveServer:
 
     def _schedule(self, rng: np.random.Generator) -> Schedule:
         """Enough requests for an episode, as in `ReplayFleet`."""
-        traffic, slots = self.scenario.fleet.traffic[self.number], self.engine.cache.num_slots
+        traffic, slots = self.scenario.fleet.traffic[self.number], self.scenario.engine.max_num_seqs
         at_once = traffic.concurrency if traffic.mode == "closed" else slots
         count = at_once * (2 + self.scenario.fleet.max_rounds // MIN_ROUNDS_OF_REQUEST)
         return make_schedule(self.scenario.trace, traffic, self.costs, slots, count, rng)

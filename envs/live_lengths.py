@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,8 +35,10 @@ class AskingPolicy:
 
     feature_names = FEATURE_NAMES
 
-    def __init__(self, ask: Callable[[FloatArray], Action]) -> None:
+    def __init__(self, ask: Callable[[FloatArray], Action], tiers: Sequence[Action]) -> None:
+        """``tiers``: all that may be answered."""
         self._ask = ask
+        self.tiers = tuple(tiers)
 
     def act(self, features: Features) -> Action:
         """See `Policy.act`."""
@@ -66,9 +68,18 @@ class LengthController(PricedController):
 class LiveLengths:
     """See `LengthBackend`; an engine with a real pair. Not deterministic: seconds are measured."""
 
-    def __init__(self, scenario: Scenario, target: str | Path | None, drafter: str | Path | None) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        target: str | Path | None,
+        drafter: str | Path | None,
+        tiers: Sequence[Action],
+        backend: str = "live",
+    ) -> None:
+        """``tiers``: the actions that will be played; the others as of `LiveServer`."""
         self.scenario = scenario
-        self.server = LiveServer(scenario, target, drafter)
+        self.tiers = tuple(tiers)
+        self.server = LiveServer(scenario, target, drafter, backend)
         self.price = LongRunPrice(len(scenario.fleet.traffic))
         self.episode: LiveEpisode | None = None
         self._inversion: Inversion[LengthQuestion, Action] | None = None
@@ -94,7 +105,7 @@ class LiveLengths:
                 return inversion.ask(question)
 
         return LengthController(
-            AskingPolicy(ask),
+            AskingPolicy(ask, self.tiers),
             scenario.predictor,
             scenario.surface,
             scenario.trace.max_num_speculative_tokens,

@@ -16,7 +16,7 @@ from .replay import ReplayConfig
 from .trace import Trace
 from .traffic import Traffic
 
-BACKENDS = ("replay", "live")
+BACKENDS = ("replay", "live", "vllm")
 TrafficLike = Traffic | Mapping[str, Any]
 DEFAULT_TRAFFIC = Traffic()
 

@@ -13,7 +13,7 @@ from gymnasium.spaces import MultiDiscrete
 from numpy.typing import NDArray
 
 from ..controllers import AcceptancePredictor, CostSurface
-from ..controllers.action import Action, checked_tiers
+from ..controllers.action import Action, checked_tiers, factored_tiers
 from ..controllers.observation import FEATURES
 from .feature_space import FeatureSpace
 from .rendering import RENDER_MODES, RoundLog
@@ -37,7 +37,8 @@ class SpeculationLengthEnv(gymnasium.Env[Observation, IntArray]):
     some tokens drafted by the small model, which the large one then verifies at once. Drafts that are accepted are
     tokens gained; drafts that are not, and requests that wait for others' drafts, cost time. ``backend="replay"``
     serves recorded requests by exact replay (tokens from the recording, seconds from the cost surface);
-    ``backend="live"`` serves the same requests with the real pair. Spaces and rewards are the same.
+    ``backend="live"`` serves the same requests with the real pair, ``backend="vllm"`` with vLLM, where it is installed:
+    a step of vLLM is a round, and what is decided in it is verified in the next. Spaces and rewards are the same.
 
     >>> import gymnasium, specpilot.envs                                        # doctest: +SKIP
     >>> env = gymnasium.make("SpecPilot/SpeculationLength-v0", trace="train.npz",
@@ -124,7 +125,8 @@ class SpeculationLengthEnv(gymnasium.Env[Observation, IntArray]):
     - ``trace``, ``cost_surface``: files that ``train/record.py`` writes, or `Trace` and `CostSurface`. Required.
     - ``predictor``: JSON of an acceptance predictor or `AcceptancePredictor`; None: the recording's mean acceptance.
     - ``traffic``: `Traffic`, a dictionary of its fields, or several of them.
-    - ``backend``: ``replay`` or ``live``. ``target``, ``drafter``: the live pair's directories; None: the shipped pair.
+    - ``backend``: ``replay``, ``live`` or ``vllm``; vLLM shows no confidences, so it takes ``prices`` (0.0,) alone.
+      ``target``, ``drafter``: the live pair's directories; None: the shipped pair.
     - ``reward``, ``max_rounds``: see above.
     - ``max_num_seqs``, ``max_model_len``, ``prefill_chunk``: the engine, as in `EngineConfig`.
     - ``lengths``: None: (0, 1, 2, 3, 4, 6, 8) as far as drafts were recorded. ``prices``: see the actions.
@@ -163,6 +165,8 @@ class SpeculationLengthEnv(gymnasium.Env[Observation, IntArray]):
         scenario = load_scenario(trace, cost_surface, predictor, traffic, engine, max_rounds, reward)
         check_modes(backend, render_mode)
         self.lengths, self.prices = tiers(scenario, lengths, prices)
+        if backend == "vllm" and any(self.prices):
+            raise ScenarioError(f"prices are {self.prices}, but vLLM shows no confidences of drafts; give (0.0,)")
         self.render_mode = render_mode
         self.action_space = MultiDiscrete([len(self.lengths), len(self.prices)])
         self._space = FeatureSpace(FEATURES)
@@ -176,7 +180,7 @@ class SpeculationLengthEnv(gymnasium.Env[Observation, IntArray]):
         else:
             from .live_lengths import LiveLengths  # Here, because replay needs no torch.
 
-            self._backend = LiveLengths(scenario, target, drafter)
+            self._backend = LiveLengths(scenario, target, drafter, factored_tiers(self.lengths, self.prices), backend)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

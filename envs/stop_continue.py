@@ -112,6 +112,8 @@ class StopContinueEnv(gymnasium.Env[Observation, np.int64]):
         engine = ReplayConfig(max_num_seqs, max_model_len, prefill_chunk)
         scenario = load_scenario(trace, cost_surface, predictor, traffic, engine, max_rounds, "throughput")
         check_modes(backend, render_mode)
+        if backend == "vllm":
+            raise ScenarioError("vLLM cannot be asked after every drafted token; use backend 'live'")
         self.render_mode = render_mode
         self.action_space = Discrete(2)
         self._space = FeatureSpace(STOP_FEATURES)

@@ -1,4 +1,4 @@
-"""Who arrives when: a closed loop, a Poisson stream or the arrivals of a real trace, filled with recorded requests."""
+"""Who arrives when: a closed loop, a steady or bursting stream, or a real trace's arrivals; of recorded requests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from ..controllers.observation import plain_round_seconds
 from .replay_state import Schedule
 from .trace import Trace
 
-MODES = ("closed", "poisson", "csv")
+MODES = ("closed", "poisson", "bursty", "csv")
+BURST_SHARE, BURST_RATE, BURST_REQUESTS = 0.2, 3.5, 24
+"""``bursty``: share of the time in bursts, their rate over the mean rate, requests in a burst on average."""
 CSV_FIELDS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 """Columns of the Azure LLM inference trace (github.com/Azure/AzurePublicDataset, CC-BY)."""
 
@@ -31,7 +33,8 @@ class Traffic:
     """What an environment or an evaluation serves."""
 
     mode: str = "closed"
-    """``closed``: a number of requests in the system at any time; ``poisson``; ``csv``: arrivals of a real trace."""
+    """``closed``: a number of requests in the system at any time; ``poisson``; ``bursty``: Poisson streams of two rates
+    in turn; ``csv``: arrivals of a real trace."""
     concurrency: int = 8
     """Closed loop: requests in the system."""
     load: float = 0.8
@@ -135,6 +138,8 @@ def make_schedule(
     rate = traffic.load * plain_capacity(trace.select(pool), costs, num_slots)
     if traffic.mode == "poisson":
         times = np.cumsum(rng.exponential(1 / rate, size=num_requests))
+    elif traffic.mode == "bursty":
+        times = bursty_times(num_requests, rate, rng)
     elif traffic.mode == "csv":
         times, ranks = _from_file(arrivals or ArrivalFile.load(str(traffic.path)), num_requests, rate, rng)
     if traffic.mode == "csv":
@@ -152,6 +157,25 @@ def make_schedule(
         count=np.asarray([num_requests]),
         concurrency=np.asarray([traffic.concurrency if traffic.mode == "closed" else 0]),
     )
+
+
+def bursty_times(count: int, rate: float, rng: np.random.Generator) -> NDArray[np.float64]:
+    """``[count]`` seconds of arrivals of a Poisson stream that alternates between calm and bursts; ``rate``: mean.
+
+    The lengths of both phases are exponential. Half of the streams begin with a burst, so that the mean is ``rate``
+    only over many bursts.
+    """
+    burst = rate * BURST_RATE
+    calm = rate * (1 - BURST_SHARE * BURST_RATE) / (1 - BURST_SHARE)
+    burst_seconds = BURST_REQUESTS / burst
+    phases = [(burst, burst_seconds), (calm, burst_seconds * (1 - BURST_SHARE) / BURST_SHARE)]
+    times, start, number = np.zeros(0), 0.0, int(rng.integers(2))
+    while len(times) < count:
+        own, mean = phases[number % 2]
+        seconds = rng.exponential(mean)
+        times = np.concatenate([times, start + np.sort(rng.random(rng.poisson(own * seconds))) * seconds])
+        start, number = start + seconds, number + 1
+    return times[:count]
 
 
 def _from_file(

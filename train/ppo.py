@@ -78,9 +78,7 @@ class PpoRun:
         if self.config.backend != "replay":
             return live_vec_env(self.config, self.material)
         fleet = self.material.training_fleet()
-        length = self.config.reference_length
-        reference = None if length is None else Action(length, 0.0)
-        return ReplayVecEnv(fleet, self.config.tiers, self.material.normaliser, reference)
+        return ReplayVecEnv(fleet, self.config.tiers, self.material.normaliser)
 
     def _model(self) -> PPO:
         config = self.config

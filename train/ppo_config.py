@@ -55,8 +55,6 @@ class PpoConfig:
     net_arch: tuple[int, ...] = (64, 64)
     reward: str = "request_speed"
     """See ``FleetConfig``."""
-    reference_length: int | None = 4
-    """Replay only: the constant length whose luck in the same round is taken out of the reward (`ReferenceReward`)."""
     held_out_share: float = 0.25
     """Part of the training recording that is only used to judge."""
     evaluation_interval: int = 60_000

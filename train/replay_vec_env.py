@@ -15,18 +15,14 @@ from specpilot.controllers.observation import NUM_FEATURES
 from specpilot.controllers.priced import Action
 from specpilot.envs.fleet import ReplayFleet
 from specpilot.train.normaliser import Normaliser
-from specpilot.train.reference_reward import ReferenceReward
 
 
 class ReplayVecEnv(VecEnv):
     """Every engine of the fleet is one environment; observations are normalised, ``[E, NUM_FEATURES]`` float32."""
 
-    def __init__(
-        self, fleet: ReplayFleet, tiers: Sequence[Action], normaliser: Normaliser, reference: Action | None = None
-    ):
-        """An action is an index into ``tiers``. ``reference``: take `ReferenceReward.luck` out of the rewards."""
+    def __init__(self, fleet: ReplayFleet, tiers: Sequence[Action], normaliser: Normaliser):
+        """An action is an index into ``tiers``."""
         self.fleet, self.normaliser, self.tiers = fleet, normaliser, tuple(tiers)
-        self._reference = None if reference is None else ReferenceReward(fleet, reference, NUM_FEATURES)
         space = gymnasium.spaces.Box(-normaliser.clip, normaliser.clip, (NUM_FEATURES,), np.float32)
         super().__init__(fleet.num_envs, space, gymnasium.spaces.Discrete(len(self.tiers)))
         self._actions: list[Action] = []
@@ -48,10 +44,8 @@ class ReplayVecEnv(VecEnv):
 
     def step_wait(self) -> VecEnvStepReturn:
         """Play a round everywhere; episodes that end begin again at once."""
-        luck = 0.0 if self._reference is None else self._reference.luck(self.normaliser(self.fleet.observations))
         rewards, served, late = self.fleet.step(self._actions)
         self.returns += rewards
-        rewards = rewards - luck
         done = (served | late).astype(bool)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         for e in np.flatnonzero(done).tolist():
