@@ -78,7 +78,7 @@ class PpoRun:
         if self.config.backend != "replay":
             return live_vec_env(self.config, self.material)
         fleet = self.material.training_fleet()
-        return ReplayVecEnv(fleet, self.config.tiers, self.material.normaliser)
+        return ReplayVecEnv(fleet, self.config.tiers, self.material.normaliser, self.config.hold)
 
     def _model(self) -> PPO:
         config = self.config

@@ -39,10 +39,12 @@ class PpoConfig:
     """Largest speculation lengths of a round with questions."""
     max_num_seqs: int = 32
     num_envs: int = 48
-    total_steps: int = 500_000
-    """Rounds of all environments together."""
+    total_steps: int = 300_000
+    """Decisions of all environments together."""
     max_rounds: int = 192
     """Rounds of an episode."""
+    hold: int = 4
+    """Replay: rounds that an action holds in training; afterwards the policy is asked every round."""
     n_steps: int = 64
     batch_size: int = 512
     n_epochs: int = 6
@@ -75,7 +77,16 @@ class PpoConfig:
         for name, allowed in (("backend", BACKENDS), ("tracking", TRACKING), ("reward", REWARDS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
-        for name in ("num_envs", "total_steps", "max_rounds", "n_steps", "batch_size", "n_epochs", "max_num_seqs"):
+        for name in (
+            "num_envs",
+            "total_steps",
+            "max_rounds",
+            "hold",
+            "n_steps",
+            "batch_size",
+            "n_epochs",
+            "max_num_seqs",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.scenarios:

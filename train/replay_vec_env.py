@@ -20,9 +20,13 @@ from specpilot.train.normaliser import Normaliser
 class ReplayVecEnv(VecEnv):
     """Every engine of the fleet is one environment; observations are normalised, ``[E, NUM_FEATURES]`` float32."""
 
-    def __init__(self, fleet: ReplayFleet, tiers: Sequence[Action], normaliser: Normaliser):
-        """An action is an index into ``tiers``."""
-        self.fleet, self.normaliser, self.tiers = fleet, normaliser, tuple(tiers)
+    def __init__(self, fleet: ReplayFleet, tiers: Sequence[Action], normaliser: Normaliser, hold: int = 1):
+        """An action is an index into ``tiers`` and holds for ``hold`` rounds, whose mean reward it earns.
+
+        Turning speculation off for one round never pays, since the drafter then has to catch up; for some rounds it
+        may. And the more rounds an action holds, the less its reward is luck.
+        """
+        self.fleet, self.normaliser, self.tiers, self.hold = fleet, normaliser, tuple(tiers), hold
         space = gymnasium.spaces.Box(-normaliser.clip, normaliser.clip, (NUM_FEATURES,), np.float32)
         super().__init__(fleet.num_envs, space, gymnasium.spaces.Discrete(len(self.tiers)))
         self._actions: list[Action] = []
@@ -43,12 +47,21 @@ class ReplayVecEnv(VecEnv):
         self._actions = [self.tiers[tier] for tier in actions.tolist()]
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Play a round everywhere; episodes that end begin again at once."""
-        rewards, served, late = self.fleet.step(self._actions)
-        self.returns += rewards
-        done = (served | late).astype(bool)
+        """Play ``hold`` rounds everywhere; episodes that end begin again at once."""
+        earned, done = np.zeros(self.num_envs), np.zeros(self.num_envs, dtype=bool)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        for e in np.flatnonzero(done).tolist():
+        for _ in range(self.hold):
+            rewards, served, late = self.fleet.step(self._actions)
+            earned += np.where(done, 0.0, rewards)  # What a new episode gains under an old action counts for nothing.
+            ended = (served | late).astype(bool)
+            self.returns += np.where(done, 0.0, rewards)
+            self._end(ended, infos)
+            done |= ended
+        return self.normaliser(self.fleet.observations), (earned / self.hold).astype(np.float32), done, infos
+
+    def _end(self, ended: NDArray[np.bool_], infos: list[dict[str, Any]]) -> None:
+        """Note the episodes that ended, and begin new ones."""
+        for e in np.flatnonzero(ended).tolist():
             infos[e] = {
                 "terminal_observation": self.normaliser(self.fleet.observations[e]),
                 "TimeLimit.truncated": True,  # Traffic goes on when an episode ends: its value is not zero.
@@ -56,7 +69,6 @@ class ReplayVecEnv(VecEnv):
             }
             self.returns[e] = 0
             self.fleet.reset(e)
-        return self.normaliser(self.fleet.observations), rewards.astype(np.float32), done, infos
 
     def close(self) -> None:
         """Nothing to close."""

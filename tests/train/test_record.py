@@ -214,7 +214,7 @@ def test_a_run_writes_its_parts_and_does_none_of_them_twice(config: RecordConfig
 
 def test_shipped_configurations_are_valid() -> None:
     for path in sorted((Path(__file__).parents[2] / "configs" / "record").glob("*.yaml")):
-        assert load_config(RecordConfig, path).engine.max_num_speculative_tokens >= 1
+        assert load_config(RecordConfig, path).engine_config.max_num_speculative_tokens >= 1
 
 
 def test_options_override_the_configuration(tmp_path: Path, config: RecordConfig) -> None:
