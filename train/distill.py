@@ -4,7 +4,8 @@
     python train/distill.py --run runs/ppo/quickstart --student table    # only prints vLLM's --speculative-config
 
 Dataset aggregation (DAgger, arXiv:1011.0686; for trees VIPER, arXiv:1805.08328): the student drives, the teacher says
-what it would have done, and every state counts by what a wrong action costs in it, which replay can try out.
+what it would have done, and every state counts by what a wrong action costs in it, which replay can try out. The
+teacher is PPO's policy, but where a constant length serves a scenario's held-out requests faster it is that constant.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from specpilot.train.held_out import HeldOut
 from specpilot.train.material import Material
 from specpilot.train.ppo_config import PpoConfig, from_mapping
 from specpilot.train.run_record import run_record, write_json
+from specpilot.train.scenario_teacher import ScenarioTeacher
 from specpilot.train.student_fit import fit_mlp, fit_tree
 from specpilot.train.vllm_table import KEY, TABLE, read_rows, speculative_config, vllm_rows
 from specpilot.train.wrong_action import WrongActionCost
@@ -86,10 +89,14 @@ class Distillation:
             raise ValueError(f"{run / 'teacher'} is not what train/ppo.py writes; train again")
         self.teacher = teacher
         self.tiers = tuple(teacher.policy.tiers)
-        self._number = {action: number for number, action in enumerate(self.tiers)}
 
-    def collect(self, driver: Policy, number: int) -> Dataset:
-        """States that ``driver`` comes to, labelled by the teacher."""
+    @cached_property
+    def teaching(self) -> ScenarioTeacher:
+        """Who labels the states."""
+        return ScenarioTeacher(self.teacher.policy, self.tiers, self.material, self.ppo, self.config.seed + 2)
+
+    def collect(self, driver: Policy | None, number: int) -> Dataset:
+        """States that ``driver`` (None: the teacher) comes to, labelled by the teacher."""
         fleet = self.material.training_fleet(seed=self.config.seed + 100 + number)
         cost = WrongActionCost(fleet, self.tiers, 12, self.config.seed + number)
         for e in range(fleet.num_envs):
@@ -97,10 +104,17 @@ class Distillation:
         parts: list[Dataset] = []
         while sum(len(part.tier) for part in parts) < self.config.states:
             features = fleet.observations.copy()
-            tier = np.asarray([self._number[self.teacher.policy.act(row)] for row in features])
-            parts.append(Dataset(features, tier, np.maximum(cost.of(tier), LEAST_WEIGHT)))
+            tier = self.teaching.labels(fleet)
+            weight = np.maximum(cost.of(tier), LEAST_WEIGHT)
+            # What a constant is worth, staying off above all, shows only after some rounds.
+            weight = np.where(self.teaching.constants[fleet.scenario] >= 0, np.maximum(weight, weight.mean()), weight)
+            parts.append(Dataset(features, tier, weight))
             for _ in range(4):  # Rounds in a row are alike.
-                _, served, late = fleet.step([driver.act(row) for row in fleet.observations])
+                if driver is None:
+                    actions = [self.tiers[own] for own in self.teaching.labels(fleet)]
+                else:
+                    actions = [driver.act(row) for row in fleet.observations]
+                _, served, late = fleet.step(actions)
                 for e in np.flatnonzero(served | late).tolist():
                     fleet.reset(e)
         whole = parts[0]
@@ -110,7 +124,7 @@ class Distillation:
 
     def aggregate(self, fit: Callable[[Dataset], Policy]) -> tuple[Policy, Dataset]:
         """Teacher's states first, then the student's own, each time fitted to all."""
-        data = self.collect(self.teacher.policy, 0)
+        data = self.collect(None, 0)
         student = fit(data)
         for number in range(1, self.config.iterations):
             data = data.with_rows(self.collect(student, number))
@@ -154,7 +168,7 @@ class Distillation:
 
     def report(self, name: str, policy: Policy, data: Dataset, teacher: NDArray[np.float64]) -> dict[str, Any]:
         """Size, agreement with the teacher and tokens per second given up."""
-        chosen = np.asarray([self._number[policy.act(row)] for row in data.features])
+        chosen = np.asarray([self.teaching.number[policy.act(row)] for row in data.features])
         speeds = self.speeds(policy)
         return {
             "student": name,
@@ -192,7 +206,8 @@ def distil(run: Path, config: DistillationConfig) -> dict[str, Any]:
     write_json(students / TABLE, {KEY: vllm})
     (students / "tree.txt").write_text(tree.text())
     draw_tree(tree, students / "tree.png")
-    result = run_record(config, seed=config.seed, run=str(run), students=reports, table=vllm)
+    taught = {traffic.label: own.teaching.length(number) for number, traffic in enumerate(own.ppo.scenarios)}
+    result = run_record(config, seed=config.seed, run=str(run), students=reports, table=vllm, constants=taught)
     write_json(students / "report.json", result)
     return result
 

@@ -1,0 +1,63 @@
+"""Who teaches where: PPO's policy, but in scenarios that a constant length serves faster it is that constant.
+
+A policy that turns speculation off for a moment sees only what coming back costs, so PPO rarely learns to leave it off
+where that pays by a few percent. Which constant is best in a scenario can simply be measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specpilot.controllers.priced import Action, Policy
+from specpilot.envs.fleet import ReplayFleet
+from specpilot.train.held_out import HeldOut
+from specpilot.train.material import Material
+from specpilot.train.ppo_config import PpoConfig
+
+MARGIN = 0.003
+"""By which a constant must beat the policy to take its place."""
+
+
+class ScenarioTeacher:
+    """Labels the states of a training fleet, whose scenarios are those of the run."""
+
+    def __init__(self, policy: Policy, tiers: Sequence[Action], material: Material, config: PpoConfig, seed: int):
+        """Serves held-out requests with the policy and with every constant among ``tiers``."""
+        self.policy, self.tiers = policy, tuple(tiers)
+        self.number = {action: number for number, action in enumerate(self.tiers)}
+        """Of each tier."""
+        self.constants = self._constants(material, config, seed)
+        """``[scenarios]`` number of the constant that teaches there; -1 where the policy does."""
+
+    def labels(self, fleet: ReplayFleet) -> NDArray[np.int64]:
+        """``[E]`` what to do in the fleet's present states."""
+        tier = np.asarray([self.number[self.policy.act(row)] for row in fleet.observations])
+        constant = self.constants[fleet.scenario]
+        return np.where(constant >= 0, constant, tier)
+
+    def length(self, scenario: int) -> int | None:
+        """The constant that teaches in ``scenario``; None where the policy does."""
+        number = int(self.constants[scenario])
+        return None if number < 0 else self.tiers[number].max_length
+
+    def _constants(self, material: Material, config: PpoConfig, seed: int) -> NDArray[np.int64]:
+        judge = HeldOut(
+            material.held_out.fleet.trace,
+            material.surface,
+            material.predictor,
+            config.scenarios,
+            material.engine,
+            3 * config.evaluation_requests,
+            2 * config.evaluation_seeds,
+            seed,
+        )
+        policy = np.median(judge.speeds(lambda rows: [self.policy.act(row) for row in rows]), axis=1)
+        lengths = [action.max_length for action in self.tiers if action.price == 0]
+        if not lengths:
+            return np.full(len(policy), -1)
+        speeds = np.stack([np.median(judge.fixed(Action(length, 0.0)), axis=1) for length in lengths])
+        best = np.asarray([self.number[Action(lengths[own], 0.0)] for own in speeds.argmax(axis=0)])
+        return np.where(speeds.max(axis=0) > (1 + MARGIN) * policy, best, -1)
