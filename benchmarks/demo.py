@@ -50,7 +50,7 @@ def serve(engine: Engine, controller: Controller, prompts: list[list[int]]) -> t
 
 
 def serve_live() -> None:
-    """Load the tree into the engine and serve with it, beside plain decoding and a constant, in turn."""
+    """Load the network into the engine and serve with it, beside plain decoding and a constant, in turn."""
     print(f"\n== serve live: {BATCH} requests at once, temperatures 0, 0.6 and 1, {MAX_TOKENS} tokens each", flush=True)
     transformers_logging.disable_progress_bar()
     engine = Engine(load_pair(), EngineConfig(max_num_seqs=BATCH))
@@ -60,14 +60,14 @@ def serve_live() -> None:
     contenders: dict[str, Controller] = {
         "off": ConstantController(0),
         "K = 3": ConstantController(3),
-        "tree": load_controller(ROOT / RUN / "ppo/students/tree.json", cost_surface=surface),
+        "network": load_controller(ROOT / RUN / "ppo/students/mlp", cost_surface=surface),
     }
     runs = [{name: serve(engine, own, prompts) for name, own in contenders.items()} for _ in range(REPEATS + 1)][1:]
     for name in contenders:
         ratio = statistics.median(run[name][0] / run["off"][0] for run in runs)
         same = all(run[name][1] == run["off"][1] for run in runs)
         speed = statistics.median(run[name][0] for run in runs)
-        print(f"{name:<6} {speed:7.0f} tokens/s   {ratio:5.2f} x off   {'same text' if same else 'ANOTHER TEXT'}")
+        print(f"{name:<8} {speed:7.0f} tokens/s   {ratio:5.2f} x off   {'same text' if same else 'ANOTHER TEXT'}")
 
 
 def main() -> None:

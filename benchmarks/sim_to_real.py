@@ -24,7 +24,7 @@ from specpilot.engine import Engine
 from specpilot.train.contenders import PRICE_RULE, Field, constant_name
 from specpilot.train.evaluation import EvaluateConfig, ReplayEvaluation
 from specpilot.train.evaluation_table import write_text
-from specpilot.train.live_evaluation import build_engine, interleaved, live_makers, serve_live
+from specpilot.train.live_evaluation import interleaved, live_makers, replayed_engine, serve_live
 from specpilot.train.live_rounds import RoundMeter
 from specpilot.train.run_record import run_record, write_json
 from specpilot.train.scenarios import closed_loop
@@ -96,7 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--requests-per-slot", type=int, default=3)
     options = parser.parse_args(arguments)
     config, state = load_config(EvaluateConfig, options.config), machine_state()
-    contest, engine = ReplayEvaluation(config).contest, build_engine(config)
+    contest, engine = ReplayEvaluation(config).contest, replayed_engine(config, "live")
+    assert isinstance(engine, Engine)
     batches = {}
     for batch in map(int, options.batches.split(",")):
         requests = max(8, options.requests_per_slot * batch)

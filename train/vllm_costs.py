@@ -57,7 +57,7 @@ class StepGrid:
     """Prompts, and what a drafter has missed."""
     steps: int = 2
     """Measured in a row, for each length."""
-    sweeps: int = 5
+    sweeps: int = 4
     """Over the whole grid, in shuffled order: a slow spell of the machine then hits different points."""
 
     def cut(self, max_batch: int, longest: int) -> StepGrid:

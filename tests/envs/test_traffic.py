@@ -38,6 +38,16 @@ def test_poisson_arrivals_come_at_the_load(load: float) -> None:
     assert gaps.std() == pytest.approx(gaps.mean(), rel=0.1) and own.concurrency[0] == 0
 
 
+def test_bursts_come_at_the_load_on_average_and_bunch() -> None:
+    own = schedule_of(Traffic("bursty", load=0.7), 20_000)
+    times = own.arrival[0]
+    rate = 0.7 * plain_capacity(random_trace(), rich_costs(), MAX_BATCH)
+    assert (np.diff(times) >= 0).all() and own.concurrency[0] == 0
+    assert len(times) / times[-1] == pytest.approx(rate, rel=0.1)
+    counts = np.histogram(times, bins=np.arange(0, times[-1], 10 / rate))[0]
+    assert counts.var() / counts.mean() > 3, "a Poisson stream's counts vary as much as their mean"
+
+
 def test_plain_decoding_serves_its_capacity() -> None:
     """A closed loop over all slots without speculation serves about what `plain_capacity` says."""
     trace, costs = random_trace(64), rich_costs()

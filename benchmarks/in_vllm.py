@@ -1,0 +1,181 @@
+"""Compare on real vLLM: no speculation, constant lengths, vLLM's own table, and a controller through the plugin.
+
+    .venv-vllm/bin/python benchmarks/in_vllm.py --config configs/benchmark/vllm.yaml             # about 20 minutes
+    .venv-vllm/bin/python benchmarks/in_vllm.py --config ... --scenarios c=1 "bursts 0.5"        # only these
+    python benchmarks/in_vllm.py --report benchmarks/results/vllm.json                           # the table again
+
+Three engines in one process (`make vllm-env`): without speculation; stock vLLM with its per-batch-size table, tuned on
+the training requests with our evaluation; with the plugin, as it comes. All serve the same requests in turn, greedily.
+What a file of results holds already is not measured again. Writes JSON with every sample.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from dataclasses import replace
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from specpilot.benchmarks.measurement import ROOT, machine_state
+from specpilot.benchmarks.vllm_config import VllmBenchmark
+from specpilot.benchmarks.vllm_report import CONTROLLER, PLUGIN_OFF, TABLE, vllm_block
+from specpilot.benchmarks.vllm_serving import Contender, serve, warm_up
+from specpilot.configs import ConfigError, load_config
+from specpilot.controllers import ConstantController, CostSurface, load_controller
+from specpilot.controllers.length_table import Row
+from specpilot.engine.vllm.engine import STOCK, VllmEngine, VllmEngineConfig
+from specpilot.engine.vllm.settings import VllmSettings
+from specpilot.envs.replay import ReplayConfig
+from specpilot.envs.replay_state import Recording
+from specpilot.envs.trace import Trace
+from specpilot.envs.traffic import ArrivalFile, Traffic
+from specpilot.train.baseline_tuning import BaselineTuning
+from specpilot.train.contenders import OFF, constant_name, train_predictor
+from specpilot.train.run_record import run_record, write_json
+from specpilot.train.scenarios import Scenario, ScenarioConfig, Stage
+
+FORMAT = 1
+CONFIRM_STEPS, DWELL_STEPS = VllmSettings().confirm_steps, VllmSettings().dwell_steps
+"""The plugin as it comes."""
+
+
+class Benchmark:
+    """The engines, the contenders and what they serve."""
+
+    def __init__(self, config: VllmBenchmark) -> None:
+        """Raises what the readers of the files raise."""
+        self.config = config
+        record = ROOT / config.record
+        surface = CostSurface.load(record / "cost_surface.json")
+        sizes = ReplayConfig(config.max_num_seqs, config.max_model_len, config.prefill_chunk)
+        arrivals = None if config.arrivals is None else ArrivalFile.load(config.arrivals)
+        self.train = Stage.build(Trace.load(record / "train.npz"), surface, sizes)
+        self.table: tuple[Row, ...] = ()
+        """Of the stock engine."""
+        self.stage = Stage.build(Trace.load(record / "evaluation.npz"), surface, sizes, arrivals)
+
+    def tuned_table(self) -> tuple[Row, ...]:
+        """vLLM's ``num_speculative_tokens_per_batch_size``: the best constant of each batch size, by replay."""
+        predictor = train_predictor(self.train, self.config.seed)
+        recording = Recording.of(self.train.trace, predictor)
+        return BaselineTuning(self.train, recording, ScenarioConfig(temperatures=())).table()
+
+    def scenarios(self) -> list[Scenario]:
+        """Closed loops, then bursts."""
+        own = self.config
+        closed = [
+            Scenario(f"c={count}", Traffic(concurrency=count), max(own.requests, round(own.requests_per_slot * count)))
+            for count in own.concurrencies
+        ]
+        mode = "bursty" if own.arrivals is None else "csv"
+        bursts = [Traffic(mode, load=load, path=own.arrivals) for load in own.loads]
+        return closed + [Scenario(f"bursts {traffic.load:g}", traffic, own.arrival_requests) for traffic in bursts]
+
+    @cached_property
+    def contenders(self) -> dict[str, Contender]:
+        """By name; every engine is started here."""
+        own = self.config
+        torch.set_num_threads(own.threads)
+        base = VllmEngineConfig(
+            target=str(ROOT / own.target),
+            drafter=str(ROOT / own.drafter),
+            max_num_seqs=own.max_num_seqs,
+            max_model_len=own.max_model_len,
+            prefill_chunk=own.prefill_chunk,
+            max_num_speculative_tokens=max(own.lengths),
+        )
+        plain = VllmEngine(replace(base, drafter=None, scheduler=STOCK))
+        stock = VllmEngine(replace(base, scheduler=STOCK, table=self.table))
+        steered = VllmEngine(replace(base, confirm_steps=CONFIRM_STEPS, dwell_steps=DWELL_STEPS))
+        warm_up([plain, stock, steered], self.stage.trace)
+        constants = {
+            constant_name(k): Contender(steered, lambda k=k: ConstantController(k))  # type: ignore[misc]
+            for k in own.lengths
+        }
+        return {
+            OFF: Contender(plain),
+            PLUGIN_OFF: Contender(steered, lambda: ConstantController(0)),
+            **constants,
+            TABLE: Contender(stock),
+            CONTROLLER: Contender(steered, lambda: load_controller(ROOT / own.controller)),
+        }
+
+    def measure(self, scenario: Scenario, repeat: int) -> dict[str, Any]:
+        """Every contender on the same requests, in turn, with another one first each time."""
+        schedule = self.stage.schedule(scenario, self.config.seed + repeat)
+        names, first = list(self.contenders), repeat % len(self.contenders)
+        runs = {
+            name: serve(self.contenders[name], self.stage.trace, schedule).document()
+            for name in names[first:] + names[:first]
+        }
+        return {name: runs[name] for name in names}
+
+
+def measure(config: VllmBenchmark, only: list[str] | None, seconds: float) -> dict[str, Any]:
+    """Measure what the output does not hold yet, for about ``seconds``; it is written after every repeat."""
+    output, benchmark, start = ROOT / config.output, Benchmark(config), time.monotonic()
+    known = {own.name: own for own in benchmark.scenarios()}
+    if unknown := [name for name in only or () if name not in known]:
+        raise ValueError(f"there is no scenario {unknown[0]!r}; there are {', '.join(known)}")
+    results = _begun(output, config)
+    if "table" not in results:
+        results["table"] = [list(row) for row in benchmark.tuned_table()]
+        write_json(output, results)
+    benchmark.table = tuple((low, high, length) for low, high, length in results["table"])
+    for name, scenario in known.items():
+        own = {"is_open": scenario.is_open, "requests": scenario.num_requests, "repeats": []}
+        results["scenarios"].setdefault(name, own)
+    for repeat, name in product(range(config.repeats), only or known):
+        own = results["scenarios"][name]
+        if len(own["repeats"]) > repeat:
+            continue
+        if time.monotonic() - start > seconds:
+            break
+        print(f"{name}: repeat {repeat + 1} of {config.repeats}", file=sys.stderr, flush=True)
+        own["repeats"].append(benchmark.measure(known[name], repeat))
+        write_json(output, results)
+    return results
+
+
+def _begun(output: Path, config: VllmBenchmark) -> dict[str, Any]:
+    """The results so far. Raises `ValueError` where they are of another configuration."""
+    import vllm
+
+    results: dict[str, Any] = {"format": FORMAT, **run_record(config, machine=machine_state()), "scenarios": {}}
+    results["versions"]["vllm"] = vllm.__version__
+    if not output.exists():
+        return results
+    found: dict[str, Any] = json.loads(output.read_text())
+    if any(found.get(key) != json.loads(json.dumps(results[key])) for key in ("format", "config", "versions")):
+        raise ValueError(f"{output} was made by another configuration or versions; delete it or name another output")
+    return found
+
+
+def main() -> None:
+    """Parse the command line, measure, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=ROOT / "configs/benchmark/vllm.yaml")
+    parser.add_argument("--scenarios", nargs="+", help="only these, such as c=1")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="go on with the same command after so many")
+    parser.add_argument("--report", type=Path, metavar="JSON", help="print the table of these results and end")
+    arguments = parser.parse_args()
+    try:
+        if arguments.report is not None:
+            print(vllm_block(json.loads(arguments.report.read_text())))
+            return
+        config = load_config(VllmBenchmark, arguments.config)
+        print(vllm_block(measure(config, arguments.scenarios, arguments.seconds)))
+    except (ConfigError, OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
