@@ -150,7 +150,7 @@ def _make_lazy(model_runner: Any) -> None:
     from . import plugin
     from .lazy_drafter import lazy_drafter_of
 
-    plugin._install_part("lazy_catch_up")
+    plugin.install_part("lazy_catch_up")
     lazy_drafter_of(model_runner, lambda vllm_config: True)
 
 

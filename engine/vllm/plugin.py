@@ -34,7 +34,7 @@ _warned = set[str]()
 def register() -> None:
     """Install the plugin in this process. May be called any number of times."""
     for part in os.environ.get(_PARTS, "").split(","):
-        _install_part(part)
+        install_part(part)
     from vllm.config import VllmConfig
 
     original = VllmConfig.__post_init__
@@ -77,7 +77,7 @@ def finish(vllm_config: Any) -> None:
     scheduler.scheduler_cls = SCHEDULERS[bool(scheduler.async_scheduling)]
     parts = ["scheduler", *(part for part in ("lazy_catch_up", "fix_cpu_sampling") if getattr(settings, part))]
     for part in parts:
-        _install_part(part)
+        install_part(part)
     os.environ[_PARTS] = ",".join(parts)
     metrics.install()
     _announce(settings)
@@ -112,7 +112,7 @@ def _is_lazy(vllm_config: Any) -> bool:
     return named is not None and scheduler_name(named) in SCHEDULERS and VllmSettings.of(vllm_config).lazy_catch_up
 
 
-def _install_part(part: str) -> None:
+def install_part(part: str) -> None:
     """Wrap what this process runs. The worker's parts say themselves, once, where they do not fit."""
     if part == "scheduler":
         _install_scheduler()
