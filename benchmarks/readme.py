@@ -12,6 +12,7 @@ import re
 import statistics
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from specpilot.benchmarks.measurement import ROOT
@@ -108,13 +109,18 @@ def sim_to_real_block(results: dict[str, Any]) -> str:
     return f"{made}\n\n{table(header, rows)}"
 
 
+def _read(path: Path) -> dict[str, Any]:
+    results: dict[str, Any] = json.loads(path.read_text())
+    return results
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
-    "engine benchmark": lambda: engine_block(json.loads(ENGINE_RESULTS.read_text())),
-    "evaluation": lambda: evaluation_block(json.loads(EVALUATION_RESULTS.read_text())),
-    "sim to real": lambda: sim_to_real_block(json.loads(SIM_TO_REAL_RESULTS.read_text())),
-    "vllm": lambda: vllm_block(json.loads(VLLM_RESULTS.read_text())),
-    "compiled pass": lambda: compiled_block(json.loads(COMPILED_RESULTS.read_text())),
-    "shipped pair": lambda: pair_block(json.loads(PAIR_RECORD.read_text())),
+    "engine benchmark": lambda: engine_block(_read(ENGINE_RESULTS)),
+    "evaluation": lambda: evaluation_block(_read(EVALUATION_RESULTS)),
+    "sim to real": lambda: sim_to_real_block(_read(SIM_TO_REAL_RESULTS)),
+    "vllm": lambda: vllm_block(_read(VLLM_RESULTS) if VLLM_RESULTS.exists() else {"scenarios": {}}),
+    "compiled pass": lambda: compiled_block(_read(COMPILED_RESULTS)),
+    "shipped pair": lambda: pair_block(_read(PAIR_RECORD)),
 }
 
 
