@@ -100,11 +100,13 @@ def sim_to_real_block(results: dict[str, Any]) -> str:
     """How far replay's predictions are off the live engine, by batch."""
     rows = []
     for batch, cells in results["batches"].items():
-        own = cells["contenders"].values()
-        medians = [abs(each["corrected_error"]["median"]) for each in own]
-        rows.append([batch, str(len(own)), f"{statistics.median(medians):.1%}", f"{max(medians):.1%}"])
-    rows.append(["all", "", *(f"{results['corrected_error'][key]:.1%}" for key in ("median", "max"))])
-    header = ["batch", "controllers", "median absolute error", "largest"]
+        errors = [own["error"]["median"] for own in cells["contenders"].values()]
+        common = statistics.median(errors)
+        among = [abs((1 + error) / (1 + common) - 1) for error in errors]
+        typical = statistics.median(map(abs, errors))
+        rows.append([batch, str(len(errors)), *(f"{own:.1%}" for own in (typical, common, statistics.median(among)))])
+    rows.append(["all", "", f"{results['error']['median']:.1%}", "", ""])
+    header = ["batch", "controllers", "median absolute error", "of which common to all", "among controllers"]
     made = f"Made {results['date'][:10]} on {results['hardware']} ({results['git_revision']})."
     return f"{made}\n\n{table(header, rows)}"
 
