@@ -25,6 +25,8 @@ ENGINE_RESULTS = ROOT / "benchmarks/results/engine.json"
 COMPILED_RESULTS = ROOT / "benchmarks/results/compiled_pass.json"
 EVALUATION_RESULTS = ROOT / "benchmarks/results/evaluation.json"
 SIM_TO_REAL_RESULTS = ROOT / "benchmarks/results/sim_to_real.json"
+LIVE_RESULTS = ROOT / "benchmarks/results/live.json"
+RATIOS = ("relative_to_off", "relative_to_best_constant")
 VLLM_RESULTS = ROOT / "benchmarks/results/vllm.json"
 PAIR_RECORD = ROOT / "pairs/pystdlib/training.json"
 
@@ -111,6 +113,19 @@ def sim_to_real_block(results: dict[str, Any]) -> str:
     return f"{made}\n\n{table(header, rows)}"
 
 
+def live_block(results: dict[str, Any]) -> str:
+    """The real engine in closed loop: every contender over off and over the best constant."""
+    rows = []
+    for scenario, own in results["scenarios"].items():
+        for name, found in own["contenders"].items():
+            label = "best constant, " + name.replace("constant_", "K = ") if name == own["best_constant"] else name
+            cells = [f"{found[key][part]:.2f}" for key in RATIOS for part in ("median", "min", "max")]
+            over = [f"{cells[at]} ({cells[at + 1]} … {cells[at + 2]})" for at in (0, 3)]
+            rows.append([scenario, label, *over, "yes" if found["same_texts"] else "NO"])
+    made = f"Made {results['date'][:10]} on {results['hardware']} ({results['git_revision']})."
+    return f"{made}\n\n{table(['scenario', 'controller', 'over off', 'over the best constant', 'same texts'], rows)}"
+
+
 def _read(path: Path) -> dict[str, Any]:
     results: dict[str, Any] = json.loads(path.read_text())
     return results
@@ -120,6 +135,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "engine benchmark": lambda: engine_block(_read(ENGINE_RESULTS)),
     "evaluation": lambda: evaluation_block(_read(EVALUATION_RESULTS)),
     "sim to real": lambda: sim_to_real_block(_read(SIM_TO_REAL_RESULTS)),
+    "live": lambda: live_block(_read(LIVE_RESULTS)),
     "vllm": lambda: vllm_block(_read(VLLM_RESULTS) if VLLM_RESULTS.exists() else {"scenarios": {}}),
     "compiled pass": lambda: compiled_block(_read(COMPILED_RESULTS)),
     "shipped pair": lambda: pair_block(_read(PAIR_RECORD)),
