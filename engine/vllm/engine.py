@@ -182,12 +182,12 @@ def _start(config: VllmEngineConfig) -> Any:
         speculative_config=config.speculative_config(),
         additional_config=config.plugin_settings(),
     )
-    with _numba_looked_at():
+    with numba_looked_at():
         return LLMEngine.from_engine_args(arguments)
 
 
 @contextmanager
-def _numba_looked_at() -> Iterator[None]:
+def numba_looked_at() -> Iterator[None]:
     """Let vLLM look at the objects of all modules, numba's among them.
 
     On CPU ``triton_utils/dispatcher.py`` (`_rebind_kernels`) reads every object's ``__dict__``; llvmlite's library has

@@ -63,6 +63,8 @@ def _engines_stay() -> Iterator[None]:
     """Keep every engine to the end: one that is collected takes the process's parallel groups from all others."""
     try:
         from vllm import LLM
+
+        from specpilot.engine.vllm.engine import numba_looked_at
     except ImportError:
         yield
         return
@@ -70,7 +72,8 @@ def _engines_stay() -> Iterator[None]:
 
     def begin(self: Any, *given: Any, **named: Any) -> None:
         kept.append(self)
-        start(self, *given, **named)
+        with numba_looked_at():  # Other tests of this process have loaded numba.
+            start(self, *given, **named)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LLM, "__init__", begin)
