@@ -20,8 +20,9 @@ test: $(READY) ## all tests
 
 vllm-env: $(VLLM_READY) ## the CPU build of vLLM in a virtual environment of its own: 2.5 GB, a few minutes
 
-test-vllm: $(VLLM_READY) ## what runs on real vLLM, in its own process
-	$(VLLM_BIN)/python -m pytest tests/engine/vllm $(wildcard tests/*/test_vllm_*.py)
+test-vllm: $(VLLM_READY) ## what runs on real vLLM; a process for each file, since engines stay in memory until it ends
+	set -e; for file in $(wildcard tests/engine/vllm/test_*.py tests/*/test_vllm_*.py); do \
+	    echo $$file; $(VLLM_BIN)/python -m pytest $$file; done
 
 check: lint types wheel ## what CI runs beside the tests
 
