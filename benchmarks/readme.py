@@ -91,9 +91,7 @@ def evaluation_block(results: dict[str, Any]) -> str:
             found = own.get(contender)
             cells.append("" if found is None else f"{found['relative_to_best_constant']['median']:.2f}")
         rows.append(cells)
-    made = (
-        f"Made {results['date'][:10]} on {results['hardware']} ({results['git_revision']}), {results['seconds']:.0f} s."
-    )
+    made = f"{_made(results)}, {results['seconds']:.0f} s."
     header = ["scenario", "best constant", *(heading for _, heading in CONTENDERS)]
     return "\n\n".join([made, table(header, rows), "![Controllers over scenarios](benchmarks/results/evaluation.png)"])
 
@@ -109,8 +107,7 @@ def sim_to_real_block(results: dict[str, Any]) -> str:
         rows.append([batch, str(len(errors)), *(f"{own:.1%}" for own in (typical, common, statistics.median(among)))])
     rows.append(["all", "", f"{results['error']['median']:.1%}", "", ""])
     header = ["batch", "controllers", "median absolute error", "of which common to all", "among controllers"]
-    made = f"Made {results['date'][:10]} on {results['hardware']} ({results['git_revision']})."
-    return f"{made}\n\n{table(header, rows)}"
+    return f"{_made(results)}.\n\n{table(header, rows)}"
 
 
 def live_block(results: dict[str, Any]) -> str:
@@ -122,8 +119,12 @@ def live_block(results: dict[str, Any]) -> str:
             cells = [f"{found[key][part]:.2f}" for key in RATIOS for part in ("median", "min", "max")]
             over = [f"{cells[at]} ({cells[at + 1]} … {cells[at + 2]})" for at in (0, 3)]
             rows.append([scenario, label, *over, "yes" if found["same_texts"] else "NO"])
-    made = f"Made {results['date'][:10]} on {results['hardware']} ({results['git_revision']})."
-    return f"{made}\n\n{table(['scenario', 'controller', 'over off', 'over the best constant', 'same texts'], rows)}"
+    header = ["scenario", "controller", "over off", "over the best constant", "same texts"]
+    return f"{_made(results)}.\n\n{table(header, rows)}"
+
+
+def _made(results: dict[str, Any]) -> str:
+    return f"Made {results['date'][:10]} on {results['hardware']} ({results['git_revision']})"
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -136,7 +137,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "evaluation": lambda: evaluation_block(_read(EVALUATION_RESULTS)),
     "sim to real": lambda: sim_to_real_block(_read(SIM_TO_REAL_RESULTS)),
     "live": lambda: live_block(_read(LIVE_RESULTS)),
-    "vllm": lambda: vllm_block(_read(VLLM_RESULTS) if VLLM_RESULTS.exists() else {"scenarios": {}}),
+    "vllm": lambda: vllm_block(_read(VLLM_RESULTS)),
     "compiled pass": lambda: compiled_block(_read(COMPILED_RESULTS)),
     "shipped pair": lambda: pair_block(_read(PAIR_RECORD)),
 }

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from ..controllers import RoundState
+from ..controllers.acceptance_rate import next_rate
 from .config import EngineConfig
 from .drafter import Drafter
 from .request import Request
 from .scheduler import Scheduler
 from .speculation import RoundResult
-
-ACCEPTANCE_WEIGHT = 0.2  # of the newest round in a request's running acceptance rate
 
 
 def round_state(
@@ -64,7 +62,5 @@ def update_history(requests: Sequence[Request], result: RoundResult) -> int:
         request.stats.count(drafted, verified, accepted)
         request.stats.num_switches += switched
         request.last_length, request.last_accepted = drafted, accepted
-        if verified:
-            rate, old = accepted / verified, request.acceptance_rate
-            request.acceptance_rate = rate if math.isnan(old) else old + ACCEPTANCE_WEIGHT * (rate - old)
+        request.acceptance_rate = next_rate(request.acceptance_rate, accepted, verified)
     return switches

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 
 import numba
 
-from ..controllers import cost_table, observation, price_rule
+from ..controllers import acceptance_rate, cost_table, observation, price_rule
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -26,6 +26,7 @@ def _bound(function: Callable[..., Any], **compiled_calls: Any) -> Any:
     return compiled(types.FunctionType(function.__code__, scope, function.__name__, function.__defaults__))
 
 
+next_rate = compiled(acceptance_rate.next_rate)
 interpolate = compiled(cost_table.interpolate)
 verify_curve = compiled(price_rule.verify_curve)
 choose_starters = compiled(price_rule.choose_starters)

@@ -76,6 +76,16 @@ class ServingEngine(Protocol):
         """See `Engine.step`."""
 
 
+def drop_requests(engine: ServingEngine, names: Sequence[str]) -> None:
+    """Cancel these requests and forget their results; the engine is idle afterwards if it had no others."""
+    for name in names:
+        engine.cancel(name)
+    while engine.has_work:
+        engine.step()
+    for name in names:
+        engine.take_result(name)
+
+
 class LiveEpisode:
     """Feeds a schedule to an engine and steps it. Its clock stands still while a decision is waited for."""
 
@@ -171,12 +181,7 @@ class LiveEpisode:
     def clear(self) -> None:
         """Drop what is left in the engine; the worker has ended."""
         self.engine.controller = ConstantController(0)
-        for name in self._names:
-            self.engine.cancel(name)
-        while self.engine.has_work:
-            self.engine.step()
-        for name in self._names:
-            self.engine.take_result(name)
+        drop_requests(self.engine, list(self._names))
         self._names.clear()
 
 

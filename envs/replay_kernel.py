@@ -19,15 +19,13 @@ from .compiled import (
     gain_of,
     interpolate,
     new_history,
+    next_rate,
     plain_round_seconds,
     update_history,
     verify_curve,
     write_features,
 )
 from .replay_state import Fleet, FloatArray, IntArray, Recording, Schedule
-
-ACCEPTANCE_WEIGHT = 0.2
-"""As in ``engine/round_state.py``."""
 
 
 @compiled
@@ -282,9 +280,7 @@ def finish_round(
             fleet.lag[e, slot] += 1
         fleet.last_drafted[e, slot] = drafted[row]
         fleet.last_accepted[e, slot] = accepted[row]
-        if verified[row] > 0:
-            share, old = accepted[row] / verified[row], fleet.rate[e, slot]
-            fleet.rate[e, slot] = share if np.isnan(old) else old + ACCEPTANCE_WEIGHT * (share - old)
+        fleet.rate[e, slot] = next_rate(fleet.rate[e, slot], accepted[row], verified[row])
         if fleet.generated[e, slot] == schedule.length[e, request]:
             fleet.finish[e, request] = fleet.clock[e]
             done[num_done] = request

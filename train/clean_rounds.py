@@ -22,6 +22,7 @@ from specpilot.controllers import (
 from specpilot.controllers.acceptance import FIRST_INPUTS, LEVEL_INPUTS
 from specpilot.controllers.controller import FloatArray, IntArray
 from specpilot.engine import Engine, SamplingParams
+from specpilot.envs.live import drop_requests
 from specpilot.train.live_rounds import LiveRound, RoundMeter, WatchedController
 
 WARM_UP, COUNTED = 3, 6
@@ -137,7 +138,7 @@ class CleanRounds:
                 moving.append(own)
             elif counts and own.work.drafted == plan.length * batch:
                 rounds[plan].append(own)
-        self.meter.clear(names)
+        drop_requests(self.engine, names)
         after = self._slowness(batch)
         machine.append(self.meter.machine_slowness())
         slowness = {key: (before[key] + after[key]) / 2 for key in before}

@@ -98,15 +98,6 @@ class RoundMeter:
         phases = tuple(float(getattr(record, f"{kind}_seconds")) for kind in KINDS)
         return LiveRound(work, tuple(float(own[kind]) for kind in KINDS), phases, seconds)
 
-    def clear(self, names: Sequence[str]) -> None:
-        """Cancel these requests and forget their results; the engine is idle afterwards if it had no others."""
-        for name in names:
-            self.engine.cancel(name)
-        while self.engine.has_work:
-            self.engine.step()
-        for name in names:
-            self.engine.take_result(name)
-
     def slowness(self, kind: str, batch: int, tokens: int, context: int) -> float:
         """The seconds of a pass now, over those when the surface was measured; the engine must be idle."""
         profiler = self.engine.profiler()

@@ -9,6 +9,7 @@ import numpy as np
 from specpilot.controllers import Controller, Decision, DraftLevel, RoundState
 from specpilot.controllers.controller import BoolArray, IntArray
 from specpilot.engine import SamplingParams
+from specpilot.envs.live import drop_requests
 from specpilot.train.live_rounds import LiveRound, RoundMeter, WatchedController
 
 EPISODE_ROUNDS = 25
@@ -69,7 +70,7 @@ class RandomRounds:
             own = self.meter.step(WatchedController(controller)) if self.engine.has_work else None
             if own is not None:
                 rounds.append(own)
-        self.meter.clear(names)
+        drop_requests(self.engine, names)
         return rounds
 
     def _add(self, temperatures: Sequence[float]) -> str:

@@ -29,6 +29,7 @@ from specpilot.controllers.pass_costs import PassCosts
 from specpilot.controllers.round_overhead import RoundOverhead
 from specpilot.engine import SamplingParams
 from specpilot.engine.profiler import cpu_name
+from specpilot.envs.live import drop_requests
 
 if TYPE_CHECKING:
     from specpilot.engine.vllm.engine import VllmEngine
@@ -114,12 +115,7 @@ class StepMeter:
         try:
             yield
         finally:
-            for name in names:
-                self.engine.cancel(name)
-            while self.engine.has_work:
-                self.engine.step()
-            for name in names:
-                self.engine.take_result(name)
+            drop_requests(self.engine, names)
 
     def decode_times(self, batch: int, context: int, grid: StepGrid) -> dict[int, list[StepTime]]:
         """Steps of each speculation length, at about ``context`` tokens."""

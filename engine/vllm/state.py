@@ -15,15 +15,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...controllers import RoundState
+from ...controllers.acceptance_rate import next_rate
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.request import Request
-
-ACCEPTANCE_WEIGHT = 0.2
-"""Of the newest round in a request's running acceptance rate, as in the embedded engine."""
-
 
 _SPARE = 16
 """Histories of ended requests that are not worth looking for."""
@@ -42,9 +39,7 @@ class RequestHistory:
     def enter(self, drafted: int, verified: int, accepted: int) -> None:
         """A round of the request."""
         self.last_length, self.last_accepted = drafted, accepted
-        if verified:
-            rate, old = accepted / verified, self.acceptance_rate
-            self.acceptance_rate = rate if math.isnan(old) else old + ACCEPTANCE_WEIGHT * (rate - old)
+        self.acceptance_rate = next_rate(self.acceptance_rate, accepted, verified)
 
 
 class Histories:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from specpilot.engine import EngineConfig, Pair, SamplingParams
 from specpilot.envs.speculation_length import SpeculationLengthEnv
 from specpilot.envs.stop_continue import StopContinueEnv
 from specpilot.envs.trace import Trace
+from specpilot.tests.support.episodes import alive, play
 from specpilot.tests.support.traces import rich_surface
 from specpilot.train.recording import TextRequest, record_requests
 
@@ -34,22 +34,6 @@ def make(environment: Any, trace: Trace, directory: Path, **values: Any) -> Any:
     own = {"max_num_seqs": 2, "max_model_len": 128, "max_rounds": 6, "traffic": {"concurrency": 2}, **values}
     pair = {"target": directory / "target", "drafter": directory / "drafter"}
     return environment(trace=trace, cost_surface=rich_surface(), backend="live", **pair, **own)
-
-
-def alive() -> int:
-    return sum(thread.name == "specpilot-live" for thread in threading.enumerate())
-
-
-def play(env: Any, steps: int | None = None) -> tuple[list[Any], bool]:
-    """Random actions until the episode ends, or for ``steps``; infos, and whether it ended by itself."""
-    infos: list[Any] = []
-    while steps is None or len(infos) < steps:
-        observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
-        assert env.observation_space.contains(observation) and np.isfinite(reward)
-        infos.append(info)
-        if terminated or truncated:
-            return infos, terminated
-    return infos, False
 
 
 @BOTH

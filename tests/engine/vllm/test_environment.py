@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from specpilot.engine import EngineConfig, SamplingParams
@@ -14,6 +12,7 @@ from specpilot.envs.scenario import ScenarioError
 from specpilot.envs.speculation_length import SpeculationLengthEnv
 from specpilot.envs.stop_continue import StopContinueEnv
 from specpilot.envs.trace import Trace
+from specpilot.tests.support.episodes import alive, play
 from specpilot.tests.support.traces import rich_surface
 from specpilot.train.recording import TextRequest
 from specpilot.train.vllm_recording import VllmRecorder
@@ -35,21 +34,6 @@ def env(trace: Trace, pair_directory: Path) -> SpeculationLengthEnv:
     own: dict[str, Any] = {"max_num_seqs": 2, "max_model_len": 128, "max_rounds": 20, "prices": (0.0,)}
     traffic = [{"concurrency": 2}, {"mode": "poisson", "load": 1.0}]
     return SpeculationLengthEnv(trace, rich_surface(), traffic=traffic, backend="vllm", **own, **pair)
-
-
-def play(env: SpeculationLengthEnv, steps: int | None = None) -> tuple[list[dict[str, Any]], bool]:
-    infos: list[dict[str, Any]] = []
-    while steps is None or len(infos) < steps:
-        observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
-        assert env.observation_space.contains(observation) and np.isfinite(reward)
-        infos.append(info)
-        if terminated or truncated:
-            return infos, terminated
-    return infos, False
-
-
-def alive() -> int:
-    return sum(thread.name == "specpilot-live" for thread in threading.enumerate())
 
 
 def test_random_lengths_serve_the_recorded_texts(env: SpeculationLengthEnv, trace: Trace) -> None:
