@@ -39,7 +39,8 @@ from specpilot.controllers import (
     RoundState,
     TreePolicy,
 )
-from specpilot.controllers.acceptance import FIRST_INPUTS, LEVEL_INPUTS
+from specpilot.controllers.acceptance import LEVEL_INPUTS
+from specpilot.controllers.acceptance_history import HISTORY_DEPTHS, HISTORY_INPUTS
 from specpilot.controllers.observation import FEATURE_NAMES
 from specpilot.controllers.pass_costs import PassCosts
 from specpilot.controllers.policies import factored_tiers
@@ -82,15 +83,18 @@ class Stopwatch:
 def controllers(settings: Settings, surface: CostSurface) -> dict[str, Controller]:
     """One of every kind."""
     rng = np.random.default_rng(settings.seed)
-    inside, first = rng.normal(0, 0.1, (len(LEVEL_INPUTS), 16)), rng.normal(0, 0.1, len(FIRST_INPUTS))
+    inside, first = (
+        rng.normal(0, 0.1, (len(LEVEL_INPUTS), 16)),
+        rng.normal(0, 0.1, (HISTORY_DEPTHS, len(HISTORY_INPUTS))),
+    )
     predictor = AcceptancePredictor(
         {
             "hidden_weight": inside,
             "hidden_bias": rng.normal(0, 0.1, 16),
             "output_weight": rng.normal(0, 0.5, (16, 2)),
             "output_bias": [2.5, 2.5],
-            "first_weight": first,
-            "first_bias": [2.5],
+            "history_weight": first,
+            "history_bias": np.full(HISTORY_DEPTHS, 2.5),
         }
     )
     policies: dict[str, Policy] = {

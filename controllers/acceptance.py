@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .acceptance_history import HISTORY_DEPTHS, HISTORY_INPUTS, HistoryLogistics
 from .acceptance_table import AcceptanceTable
 from .controller import LEVEL_FEATURES
 
 FORMAT = "specpilot acceptance predictor"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 LEVEL_INPUTS = (
     *LEVEL_FEATURES,
     "temperature",
@@ -26,8 +27,6 @@ LEVEL_INPUTS = (
     "log_depth",
 )
 """What the network sees of a drafted token; see `level_inputs`."""
-FIRST_INPUTS = ("rate", "no_history", "temperature", "greedy")
-"""What the first token's logistic sees; see `first_inputs`."""
 MAX_HIDDEN = 1024
 MAX_WEIGHT = 1e6
 Float32Array = NDArray[np.float32]
@@ -90,18 +89,6 @@ def _input_rows_of_one(told: list[float], temperature: float, depth: float) -> F
     return np.asarray(raw + logs, dtype=np.float32)
 
 
-def first_inputs(temperature: ArrayLike, acceptance_rate: ArrayLike) -> Float32Array:
-    """``[..., 4]`` inputs (`FIRST_INPUTS`); the rate is 0 where there is no history (NaN)."""
-    rate = np.asarray(acceptance_rate)
-    unknown = np.isnan(rate)
-    inputs = np.empty((*rate.shape, len(FIRST_INPUTS)), dtype=np.float32)
-    inputs[..., 0] = np.where(unknown, 0.0, rate)
-    inputs[..., 1] = unknown
-    inputs[..., 2] = temperature
-    inputs[..., 3] = np.equal(temperature, 0)
-    return inputs
-
-
 def _sigmoid_of_double(half: Float32Array) -> Float32Array:
     """sigmoid(2 · half), in a form that cannot overflow. Overwrites ``half``."""
     np.tanh(half, out=half)
@@ -115,21 +102,21 @@ _SHAPES = {
     "hidden_bias": (None,),
     "output_weight": (None, 2),
     "output_bias": (2,),
-    "first_weight": (len(FIRST_INPUTS),),
-    "first_bias": (1,),
+    "history_weight": (HISTORY_DEPTHS, len(HISTORY_INPUTS)),
+    "history_bias": (HISTORY_DEPTHS,),
 }
 """Arrays of a predictor; None is the hidden size H, the same everywhere."""
 
 
 class AcceptancePredictor:
-    """One hidden layer of H tanh and two outputs for drafted tokens; one logistic for the first, not yet drafted.
+    """One hidden layer of H tanh and two outputs for drafted tokens; `HistoryLogistics` for those not yet drafted.
 
     All methods take arrays of any common leading shape, so that a whole recording is evaluated in one call.
     """
 
     def __init__(self, weights: Mapping[str, ArrayLike]) -> None:
         """``weights``: hidden_weight ``[12, H]``, hidden_bias ``[H]``, output_weight ``[H, 2]``, output_bias ``[2]``,
-        first_weight ``[4]``, first_bias ``[1]``. Raises `ValueError` where a shape or a number is impossible."""
+        history_weight ``[8, 5]``, history_bias ``[8]``. Raises `ValueError` where a shape or a number is impossible."""
         arrays = _checked(weights)
         self._arrays = arrays
         hidden = arrays["hidden_bias"].size
@@ -140,8 +127,8 @@ class AcceptancePredictor:
         self._into_hidden = into_hidden
         output = np.concatenate([arrays["output_weight"], arrays["output_bias"][None]])
         self._into_output = np.ascontiguousarray(output.T / 2)
-        self._first_weight, self._first_bias = arrays["first_weight"], arrays["first_bias"]
-        self._first_numbers: list[float] = [*self._first_weight.tolist(), float(self._first_bias[0])]
+        self.history = HistoryLogistics(arrays["history_weight"], arrays["history_bias"])
+        """The chances of drafts before they are drafted."""
         read = [bool(row.any()) for row in arrays["hidden_weight"]]
         reads = [any(read[index] for index, of in enumerate(FEATURE_OF_INPUT) if of == own) for own in range(4)]
         self._features = tuple(name for name, reading in zip(LEVEL_FEATURES, reads, strict=True) if reading)
@@ -165,39 +152,20 @@ class AcceptancePredictor:
                 "hidden_bias": [0.0],
                 "output_weight": [[0.0, 0.0]],
                 "output_bias": [odds, odds],
-                "first_weight": np.zeros(len(FIRST_INPUTS)),
-                "first_bias": [odds],
+                "history_weight": np.zeros((HISTORY_DEPTHS, len(HISTORY_INPUTS))),
+                "history_bias": np.full(HISTORY_DEPTHS, odds),
             }
         )
+
+    @property
+    def weights(self) -> dict[str, Float32Array]:
+        """Copies of what it was made of."""
+        return {name: array.copy() for name, array in self._arrays.items()}
 
     @property
     def level_features(self) -> tuple[str, ...]:
         """Those of `LEVEL_FEATURES` that `level` reads; the others may be NaN."""
         return self._features
-
-    @property
-    def first_numbers(self) -> list[float]:
-        """``[5]`` weights of `first`'s logistic in the order of `FIRST_INPUTS`, then its constant."""
-        return list(self._first_numbers)
-
-    def first(self, temperature: ArrayLike, acceptance_rate: ArrayLike) -> Float32Array:
-        """``[...]`` chance that the first token will be accepted, before anything is drafted.
-
-        ``acceptance_rate`` as in `RoundState`: NaN before a request's first verified draft.
-        """
-        rate = np.asarray(acceptance_rate)
-        if rate.shape == (1,):
-            return self._first_of_one(float(rate[0]), float(np.asarray(temperature).item()))
-        score = first_inputs(temperature, rate) @ self._first_weight
-        score += self._first_bias
-        return _sigmoid_of_double(score * np.float32(0.5))
-
-    def _first_of_one(self, rate: float, temperature: float) -> Float32Array:
-        """The same for one request, where calls of NumPy would take longer than the numbers."""
-        of_rate, of_none, of_temperature, of_greedy, bias = self._first_numbers
-        score = of_temperature * temperature + bias + (of_greedy if temperature == 0 else 0.0)
-        score += of_none if rate != rate else of_rate * rate
-        return np.asarray([0.5 + 0.5 * math.tanh(0.5 * score)], dtype=np.float32)
 
     def level(
         self, confidence: ArrayLike, temperature: ArrayLike, depth: ArrayLike
@@ -259,7 +227,7 @@ class AcceptancePredictor:
             "schema_version": SCHEMA_VERSION,
             "level_features": list(LEVEL_FEATURES),
             "level_inputs": list(LEVEL_INPUTS),
-            "first_inputs": list(FIRST_INPUTS),
+            "history_inputs": list(HISTORY_INPUTS),
             **{name: array.astype(np.float64).tolist() for name, array in self._arrays.items()},
         }
 
@@ -270,7 +238,7 @@ class AcceptancePredictor:
             raise ValueError(f"'format' is not {FORMAT!r}; fit a predictor with train/predictor.py")
         if type(document.get("schema_version")) is not int or document["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"'schema_version' is {document.get('schema_version')!r:.40}, this is {SCHEMA_VERSION}")
-        names = {"level_features": LEVEL_FEATURES, "level_inputs": LEVEL_INPUTS, "first_inputs": FIRST_INPUTS}
+        names = {"level_features": LEVEL_FEATURES, "level_inputs": LEVEL_INPUTS, "history_inputs": HISTORY_INPUTS}
         for name, expected in names.items():
             if document.get(name) != list(expected):
                 raise ValueError(f"{name!r} must be {list(expected)}, got {document.get(name)!r:.80}")

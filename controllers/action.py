@@ -22,6 +22,17 @@ class Action(NamedTuple):
     price: float
     """What a second is worth, as a multiple of what it earns now: 1 is the rule's own estimate, more is thriftier.
     0: time costs nothing, every request gets ``max_length`` without further questions."""
+    asks: bool = True
+    """With a price, how requests get their own lengths. True: drafts are looked at level by level, which costs time.
+    False: they are planned before the round, from each request's history."""
+
+    def __str__(self) -> str:
+        """In a reader's words."""
+        if not self.max_length:
+            return "off"
+        if not self.price:
+            return f"length {self.max_length}"
+        return f"{'asked' if self.asks else 'planned'} up to {self.max_length}, price {self.price:g}"
 
 
 class Features(Protocol):
@@ -64,9 +75,9 @@ class FixedPolicy:
         return {}
 
 
-def factored_tiers(lengths: Sequence[int], prices: Sequence[float]) -> list[Action]:
-    """The tiers of two heads, one over ``lengths`` and one over ``prices``."""
-    return [Action(length, price) for length in lengths for price in prices]
+def factored_tiers(lengths: Sequence[int], prices: Sequence[float], asks: Sequence[bool] = (True,)) -> list[Action]:
+    """The tiers of a head each over ``lengths``, ``prices`` and ``asks``."""
+    return [Action(length, price, asking) for length in lengths for price in prices for asking in asks]
 
 
 def checked_names(names: Sequence[str]) -> tuple[str, ...]:
@@ -83,9 +94,11 @@ def checked_tiers(tiers: Sequence[Action]) -> tuple[Action, ...]:
     """``tiers`` if they are actions. Raises `ValueError` naming the one that is none."""
     if not 1 <= len(tiers) <= MAX_TIERS:
         raise ValueError(f"'tiers' must be 1 … {MAX_TIERS} actions, got {len(tiers)}")
-    for number, (length, price) in enumerate(tiers):
+    for number, (length, price, asks) in enumerate(tiers):
         if not (isinstance(length, int | np.integer) and 0 <= length <= MAX_LENGTH):
             raise ValueError(f"'max_length' of tier {number} must be 0 … {MAX_LENGTH}, got {length!r:.40}")
         if not 0 <= price <= MAX_PRICE:
             raise ValueError(f"'price' of tier {number} must be 0 … {MAX_PRICE:g}, got {price!r:.40}")
-    return tuple(Action(int(length), float(price)) for length, price in tiers)
+        if not isinstance(asks, bool | np.bool_):
+            raise ValueError(f"'asks' of tier {number} must be true or false, got {asks!r:.40}")
+    return tuple(Action(int(length), float(price), bool(asks)) for length, price, asks in tiers)

@@ -38,8 +38,8 @@ class RoundState:
     last_accepted_length: IntArray
     """Of these, tokens accepted; -1 before its first round."""
     acceptance_rate: FloatArray
-    """Exponential average (weight 0.2) of accepted/verified over the request's rounds that verified a draft; NaN
-    before."""
+    """Exponential average over the request's drafted tokens whose fate was seen (`acceptance_rate.next_rate`); NaN
+    before its first draft was verified."""
     temperature: FloatArray
     tokens_left: IntArray
     """Tokens the request may still generate (``max_tokens``); it may end before."""

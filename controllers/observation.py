@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .acceptance_rate import START_RATE
 from .controller import FloatArray, IntArray
 from .cost_table import CHUNK_STEP, CostTable, interpolate
 
@@ -47,7 +48,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature("accepted_length", "tokens", 0, 255, "mean accepted length of a request that had drafts, pooled"),
     Feature("verified_length", "tokens", 0, 255, "mean drafted tokens sent to verification, pooled"),
     Feature("drafted_length", "tokens", 0, 255, "mean drafted tokens, pooled"),
-    Feature("request_acceptance_mean", "share", 0, 1, "mean over requests of their own acceptance rate (0.5 unknown)"),
+    Feature("request_acceptance_mean", "share", 0, 1, "mean over requests of their own acceptance rate (0.7 unknown)"),
     Feature("request_acceptance_spread", "share", 0, 1, "standard deviation of the same"),
     Feature("first_chance_mean", "probability", 0, 1, "predicted acceptance of each first draft, mean"),
     Feature("first_chance_best", "probability", 0, 1, "the same, of the most promising request"),
@@ -147,7 +148,7 @@ def write_features(
     """Fill ``out`` ``[NUM_FEATURES]`` for ``B`` >= 1 decoding requests; per-request arrays are ``[B]``."""
     batch = len(context)
     longest = float(np.max(context))
-    known = np.where(np.isnan(acceptance_rate), 0.5, acceptance_rate)
+    known = np.where(np.isnan(acceptance_rate), START_RATE, acceptance_rate)
     out[0] = batch
     out[1] = running - batch
     out[2] = np.log1p(waiting)

@@ -110,9 +110,7 @@ class TreePolicy:
             node, depth, label = stack.pop()
             own = self.feature[node]
             if own < 0:
-                action = self.tiers[self.tier[node]]
-                what = f"length {action.max_length}, price {action.price:g}" if action.max_length else "off"
-                lines.append(f"{'  ' * depth}{label}{what}")
+                lines.append(f"{'  ' * depth}{label}{self.tiers[self.tier[node]]}")
                 continue
             lines.append(f"{'  ' * depth}{label}{self.feature_names[own]} <= {self.threshold[node]:.6g}?")
             stack += [(self.right[node], depth + 1, "no: "), (self.left[node], depth + 1, "yes: ")]

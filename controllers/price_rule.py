@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .controller import FloatArray, IntArray
+from .controller import BoolArray, FloatArray, IntArray
 
 LEVEL, REQUEST_LEVEL, VERIFIED, ASKED, ANSWER, NOISE, DRAFTING = range(2, 9)
 """Places of `RoundOverhead`'s coefficients after the constant and the one per request."""
@@ -86,3 +86,60 @@ def choose_verified(survival: FloatArray, curve: FloatArray, price: float) -> in
 def descending(values: FloatArray) -> IntArray:
     """Indices that sort ``values`` from large to small; ties in order of index."""
     return np.argsort(-values, kind="mergesort")
+
+
+def plan_lengths(
+    chance: FloatArray,
+    allowed: IntArray,
+    warm: BoolArray,
+    noisy: BoolArray,
+    draft: FloatArray,
+    curve: FloatArray,
+    plain: float,
+    fixed: float,
+    per_level: float,
+    noise: float,
+    stop: float,
+    max_length: int,
+    price: float,
+) -> IntArray:
+    """``[B]`` lengths planned before the round: those that promise most tokens per second of it.
+
+    ``chance`` ``[B, D]``: that a draft is accepted at each depth if all before it are (the last column also beyond);
+    ``allowed`` ``[B]``: most tokens; ``warm`` ``[B]``: whose drafter is up to date; ``noisy`` ``[B]``: who samples.
+    ``draft`` ``[B + 1]``, ``fixed``, ``per_level`` as of `choose_starters`, ``draft[0]`` 0; ``curve``: `verify_curve`
+    up to ``B * max_length`` tokens; ``plain``: seconds of a round without drafts; ``noise``: of one drafted token of
+    who samples; ``stop``: of letting drafters fall behind, once. ``price``: factor on all seconds beyond ``plain``.
+
+    The round's own rate is maximised, not tokens less a long-run price: predicted chances are spread too far, and the
+    rate of a round judged too good or too bad moves with the error. For every depth that the deepest draft may have,
+    tokens are taken in descending order of the chance that they are reached and kept.
+    """
+    batch = len(allowed)
+    survival = np.ones(batch)
+    reached = np.zeros(max_length * batch)  # By depth, then request: of equals the shallower comes first.
+    for depth in range(max_length):
+        survival = survival * chance[:, min(depth, chance.shape[1] - 1)]
+        reached[depth * batch : (depth + 1) * batch] = np.where(allowed > depth, survival, 0.0)
+    order = descending(reached)[: np.count_nonzero(reached)]
+    depths, own = order // batch, order % batch
+    seconds_of = noise * noisy[own]
+    for depth in range(max_length):
+        level = np.flatnonzero(depths == depth)
+        if len(level) > 0:
+            seconds_of[level] += draft[1 : len(level) + 1] - draft[: len(level)]
+            seconds_of[level[0]] += per_level
+    started, to_start = np.cumsum((depths == 0) & warm[own]), np.sum(warm)
+    best = batch / (plain + price * stop * (to_start > 0))
+    taken = own[:0]
+    for length in range(1, max_length + 1):
+        chosen = np.flatnonzero(depths < length)
+        if len(chosen) == 0:
+            break
+        seconds = np.cumsum(seconds_of[chosen]) + curve[1 : len(chosen) + 1] + (fixed - curve[0])
+        seconds += stop * (started[chosen] < to_start)
+        speed = (batch + np.cumsum(reached[order[chosen]])) / (plain + price * seconds)
+        at = int(np.argmax(speed))
+        if speed[at] > best:
+            best, taken = speed[at], own[chosen[: at + 1]]
+    return np.bincount(taken, minlength=batch)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from .acceptance import AcceptancePredictor
@@ -12,6 +10,7 @@ from .controller import BoolArray, Controller, Decision, DraftLevel, FloatArray,
 from .cost_surface import CostSurface
 from .cost_table import CostTable
 from .observation import gain_of, new_history
+from .planned_round import planned_lengths
 from .priced_round import BatchRound, PricedRound, SingleRound
 from .round_costs import RoundCosts
 from .round_features import RoundFeatures, note_round
@@ -25,12 +24,13 @@ class PricedController(Controller):
     A token is drafted, and verified, where its predicted chance of being accepted is worth its seconds on this
     machine at the action's price (`price_rule`). The price's unit is what the engine earns per second at this batch
     size: plain decoding's tokens per second times the running gain. At price 0 time costs nothing: every request gets
-    the action's length, and no question is asked, which would cost time too.
+    the action's length, and no question is asked, which would cost time too. An action that does not ask plans all
+    lengths before the round (`planned_round`).
     """
 
     asks_every_level: bool
     trims: bool
-    """Both change with the action: False at price 0."""
+    """Both change with the action: True where it asks."""
 
     def __init__(
         self,
@@ -60,7 +60,6 @@ class PricedController(Controller):
         self.action = Action(0, 1.0)
         """Of the last decision."""
         self._costs = RoundCosts(self.costs)
-        self._first_numbers = predictor.first_numbers
         self._round: PricedRound | None = None
         self._longest_length = 0
 
@@ -68,39 +67,23 @@ class PricedController(Controller):
         """See `Controller.decide`."""
         requests, costs = len(state.request_ids), self._costs
         costs.enter(requests, float(max(state.context_length.tolist())))
-        chance = self._first_chances(state)
+        chances = self.predictor.history.of_state(state)
+        chance = chances[:, 0]
         self.features.enter(state, chance, costs)
         self.action = action = self.policy.act(self.features)
         self._round = None
-        self.asks_every_level = self.trims = action.price > 0
+        self.asks_every_level = self.trims = action.asks and action.price > 0
         allowed = np.minimum(state.max_num_speculative_tokens, self.maximum)
         if action.price == 0:
             lengths = np.minimum(allowed, action.max_length)
+        elif not action.asks:
+            lengths = planned_lengths(costs, state, chances, allowed, action)
         elif action.max_length > 0 and max(allowed.tolist()) > 0:
             lengths = self._begin(requests, action).start(state, chance, allowed, self._gain)
         else:
             lengths = np.zeros(requests, dtype=np.int64)
         self._longest_length = max(lengths.tolist())
         return Decision(lengths)
-
-    def _first_chances(self, state: RoundState) -> FloatArray:
-        """``[B]`` `AcceptancePredictor.first` in float64, as the compiled replay has it, and in fewer steps."""
-        of_rate, of_none, of_temperature, of_greedy, constant = self._first_numbers
-        rate, temperature = state.acceptance_rate, state.temperature
-        if len(rate) == 1:
-            own, heat = rate.item(), temperature.item()
-            score = constant + of_temperature * heat + (of_greedy if heat == 0 else 0.0)
-            score += of_none if own != own else of_rate * own
-            return np.asarray([0.5 + 0.5 * math.tanh(0.5 * score)])
-        scores: FloatArray = np.where(rate != rate, of_none, of_rate * rate)
-        scores += of_temperature * temperature
-        scores += of_greedy * (temperature == 0)
-        scores += constant
-        scores *= 0.5
-        np.tanh(scores, out=scores)
-        scores *= 0.5
-        scores += 0.5
-        return scores
 
     def _begin(self, requests: int, action: Action) -> PricedRound:
         costs = self._costs

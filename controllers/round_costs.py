@@ -8,7 +8,7 @@ import numpy as np
 
 from .controller import FloatArray, IntArray
 from .cost_table import CHUNK_STEP, CONTEXT_STEP, CostTable
-from .price_rule import ANSWER, ASKED, DRAFTING, LEVEL, REQUEST_LEVEL, VERIFIED, verify_curve
+from .price_rule import ANSWER, ASKED, DRAFTING, LEVEL, NOISE, REQUEST_LEVEL, VERIFIED, verify_curve
 
 _CACHED_ROWS = 1024
 
@@ -24,6 +24,17 @@ class RoundRows(NamedTuple):
     """``[L, B]`` l + 1 tokens drafted by the first m + 1 requests, all in all, beyond a round without speculation."""
 
 
+class PlanRows(NamedTuple):
+    """What a round of ``B`` requests costs that is not asked, in seconds; `RoundRows` without the questions."""
+
+    step: FloatArray
+    """``[B + 1]`` what the n-th request of a draft level adds; the first one also the level's own seconds."""
+    beyond: FloatArray
+    """``[B * L + 1]`` drafting at all and verifying that many drafted tokens, beyond a round without speculation."""
+    stop: float
+    """Letting a drafter fall behind: what the shortest catch-up will cost."""
+
+
 class RoundCosts:
     """Look-ups of `CostTable`, all at the context that `enter` names; the numbers are those of `interpolate`.
 
@@ -35,8 +46,12 @@ class RoundCosts:
         self.work: list[float] = table.overhead.tolist()
         self.fixed, self.per_level = self.work[DRAFTING], self.work[LEVEL] + self.work[ASKED]
         self.per_draft = self.work[REQUEST_LEVEL] + self.work[ANSWER]
+        self.unasked_level, self.unasked_draft = self.work[LEVEL], self.work[REQUEST_LEVEL]
+        """As ``per_level`` and ``per_draft`` where no question is asked."""
+        self.noise = self.work[NOISE]
         self._level = np.ascontiguousarray(table.draft[:, 1])
         self._rows = dict[tuple[int, int, int], tuple[RoundRows, RoundRows]]()
+        self._plans = dict[tuple[int, int, int], tuple[FloatArray, FloatArray]]()
         self._verify = dict[tuple[int, int], tuple[FloatArray, FloatArray]]()
         self.enter(1, 1.0)
 
@@ -90,6 +105,30 @@ class RoundCosts:
             length = np.arange(1, max_length + 1)[:, None]
             plans = work * self.fixed + length * (draft[1:] + work * self.per_level)
             found.append(RoundRows(draft, curve, plans + curve[length * counts[1:]] - curve[0]))
+        return found[0], found[1]
+
+    def plan_rows(self, max_length: int) -> PlanRows:
+        """For drafts of up to ``max_length`` tokens whose lengths are planned before the round."""
+        key = (self.requests, self._column, max_length)
+        known = self._plans.get(key)
+        if known is None:
+            if len(self._plans) >= _CACHED_ROWS:
+                self._plans.clear()
+            known = self._plans[key] = self._new_plan(max_length)
+        whole = known[0] + self._right * known[1]
+        levels = self.requests + 1
+        return PlanRows(whole[:levels], whole[levels:-1], whole.item(-1))
+
+    def _new_plan(self, max_length: int) -> tuple[FloatArray, FloatArray]:
+        """`PlanRows` end to end, at the lower context and the difference to the next."""
+        found = []
+        stops = self._at_column(self.table.catch_up[1])
+        for rows, stop, work in zip(self._new_rows(max_length), stops, (1.0, 0.0), strict=True):
+            draft = rows.draft - work * (self.per_draft - self.unasked_draft) * np.arange(len(rows.draft))
+            step = np.diff(draft, prepend=0.0)
+            step[0], step[1] = 0.0, draft[1] + work * self.unasked_level
+            beyond = rows.curve - rows.curve[0] + work * self.fixed
+            found.append(np.concatenate([step, beyond, stop[1:2]]))
         return found[0], found[1]
 
     def curve_of_one(self, count: int) -> list[float]:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from .acceptance_rate import START_RATE
 from .controller import FloatArray, RoundState
 from .cost_table import CostTable
 from .observation import (
@@ -102,7 +103,7 @@ class RoundFeatures:
         self._set("accepted_length", accepted * per_draft, verified * per_draft, drafted * per_draft)
 
     def _rates(self) -> None:
-        known = [0.5 if rate != rate else rate for rate in self._state.acceptance_rate.tolist()]
+        known = [START_RATE if rate != rate else rate for rate in self._state.acceptance_rate.tolist()]
         self._set("request_acceptance_mean", *_mean_and_spread(known))
 
     def _chances(self) -> None:

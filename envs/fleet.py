@@ -141,6 +141,7 @@ class ReplayFleet:
         plain = np.exp(self.observations[:, _LOG_PLAIN])  # Of the round that is due; afterwards of the next.
         lengths = np.asarray([action.max_length for action in actions], dtype=np.int64)
         prices = np.asarray([action.price for action in actions], dtype=np.float64)
+        asks = np.asarray([action.asks for action in actions], dtype=np.bool_)
         kernel.step_all(
             self.recording,
             self.schedule,
@@ -150,6 +151,7 @@ class ReplayFleet:
             self.kv_tokens,
             lengths,
             prices,
+            asks,
             self.observations,
             self._gained,
             self._alive,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..controllers import Decision, PricedController, RoundOutcome, RoundState
+from ..controllers import PricedController, RoundOutcome
 from ..controllers.action import Action, Features
 from ..controllers.observation import FEATURE_NAMES, NUM_FEATURES
 from .inversion import Inversion
@@ -52,12 +52,6 @@ class LengthController(PricedController):
         """Tell ``episode`` of every round."""
         self._episode = episode
         return self
-
-    def decide(self, state: RoundState) -> Decision:
-        """See `Controller.decide`."""
-        decision = super().decide(state)
-        self.asks_every_level = self.trims = self.action.price > 0
-        return decision
 
     def observe(self, outcome: RoundOutcome) -> None:
         """See `Controller.observe`."""

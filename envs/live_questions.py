@@ -50,7 +50,7 @@ class QuestionController(PricedController):
         super().decide(state)
         able = (state.max_num_speculative_tokens > 0).any()
         price = self._price() if able else 0.0
-        chance = self.predictor.first(state.temperature, state.acceptance_rate).astype(np.float64)
+        chance = self.predictor.history.of_state(state)[:, 0]
         self.round = StopRound(feature_array(self), state, chance, self.costs, price)
         self._put(0)
         self._longest_length = int(self.round.lengths.max())

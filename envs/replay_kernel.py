@@ -8,7 +8,9 @@ overhead.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ..controllers.acceptance_history import LOWEST_RATE
 from ..controllers.cost_table import CHUNK_STEP, CostTable
 from .compiled import (
     choose_going,
@@ -21,6 +23,7 @@ from .compiled import (
     new_history,
     next_rate,
     plain_round_seconds,
+    plan_lengths,
     update_history,
     verify_curve,
     write_features,
@@ -171,13 +174,33 @@ def temperatures(recording: Recording, schedule: Schedule, fleet: Fleet, e: int,
 
 
 @compiled
-def first_chances(recording: Recording, temperature: FloatArray, rate: FloatArray) -> FloatArray:
-    """``[B]`` the predictor's `first`."""
-    weights = recording.first_weights
-    unknown = np.isnan(rate)
-    score = weights[0] * np.where(unknown, 0.0, rate) + weights[1] * unknown
-    score = score + weights[2] * temperature + weights[3] * (temperature == 0) + weights[4]
-    return np.asarray(1.0 / (1.0 + np.exp(-score)))
+def whole_drafts(fleet: Fleet, e: int, slots: IntArray) -> IntArray:
+    """``[B]`` 1 where the last round drafted and every token was accepted."""
+    found = np.empty(len(slots), dtype=np.int64)
+    for row in range(len(slots)):
+        drafted = fleet.last_drafted[e, slots[row]]
+        found[row] = drafted > 0 and fleet.last_accepted[e, slots[row]] == drafted
+    return found
+
+
+@compiled
+def history_chances(recording: Recording, rate: FloatArray, whole: IntArray, temperature: FloatArray) -> FloatArray:
+    """``[B, 8]`` by depth, as `HistoryLogistics.chances`."""
+    numbers = recording.history_numbers
+    found = np.empty((len(rate), len(numbers)))
+    for row in range(len(rate)):
+        known = not np.isnan(rate[row])
+        inside = min(max(rate[row], LOWEST_RATE), 1.0 - LOWEST_RATE) if known else 0.5
+        log_odds = np.log(inside / (1.0 - inside))
+        for depth in range(len(numbers)):
+            own = numbers[depth]
+            score = own[0] * log_odds + own[2] * whole[row] + own[3] * temperature[row] + own[5]
+            if not known:
+                score += own[1]
+            if temperature[row] == 0:
+                score += own[4]
+            found[row, depth] = 1.0 / (1.0 + np.exp(-score))
+    return found
 
 
 @compiled
@@ -310,16 +333,18 @@ def priced_lengths(  # noqa: C901 - one round, told in order; compiled code pays
     lag: IntArray,
     temperature: FloatArray,
     rate: FloatArray,
+    whole: IntArray,
     left: IntArray,
     allowed: IntArray,
     gain: float,
     max_length: int,
     price: float,
+    asks: bool,
 ) -> tuple[IntArray, IntArray, IntArray, int, int]:
     """Play a round by the price rule: lengths, drafted and verified tokens ``[B]``, levels asked, answers asked for.
 
     The lines of `controllers.priced.PricedController`, with the recording in the drafter's place. ``left`` ``[B]``:
-    tokens each request may still generate.
+    tokens each request may still generate; ``whole`` ``[B]`` as of `whole_drafts`.
     """
     batch = len(at)
     lengths = np.zeros(batch, dtype=np.int64)
@@ -327,7 +352,7 @@ def priced_lengths(  # noqa: C901 - one round, told in order; compiled code pays
     longest = float(context.max())
     plain = plain_round_seconds(costs, batch, longest)
     worth = price * gain * batch / plain
-    chance = first_chances(recording, temperature, rate)
+    chances = history_chances(recording, rate, whole, temperature)
     able = np.flatnonzero((allowed > 0) & (max_length > 0))
     if len(able) == 0:
         return lengths, drafted, drafted.copy(), 0, 0
@@ -343,6 +368,17 @@ def priced_lengths(  # noqa: C901 - one round, told in order; compiled code pays
         verify[tokens] = interpolate(costs.verify, batch, float(tokens), longest)
     work = costs.overhead
     curve = verify_curve(verify, batch, batch * max_length) + work[4] * np.arange(batch * max_length + 1)
+    if not asks:
+        noisy = temperature > 0
+        draft += work[3] * np.arange(batch + 1)
+        draft[0] = 0.0
+        base = plain + work[7] * np.sum(noisy)
+        stop = interpolate(costs.catch_up, 1, 1.0, longest)
+        lengths = plan_lengths(
+            chances, allowed, lag <= 1, noisy, draft, curve, base, work[8], work[2], work[7], stop, max_length, price
+        )
+        return lengths, lengths.copy(), lengths.copy(), 0, 0
+    chance = chances[:, 0].copy()
     draft = draft + (work[3] + work[6]) * np.arange(batch + 1)
     per_level = work[2] + work[5]
     behind = np.zeros(len(able))
@@ -410,6 +446,7 @@ def price_round(
     e: int,
     max_length: int,
     price: float,
+    asks: bool,
 ) -> None:
     """Decide by the price rule and carry the round out."""
     slots = gather(fleet, e)
@@ -424,11 +461,13 @@ def price_round(
         fleet.lag[e][slots],
         temperatures(recording, schedule, fleet, e, slots),
         fleet.rate[e][slots],
+        whole_drafts(fleet, e, slots),
         left,
         np.minimum(left - 1, recording.chance.shape[1]),
         gain_of(fleet.history[e]),
         max_length,
         price,
+        asks,
     )
     finish_round(recording, schedule, fleet, costs, e, slots, lengths, drafted, verified, asked_levels, asked, price)
 
@@ -457,7 +496,7 @@ def observe(
         fleet.lag[e][slots],
         temperature,
         rate,
-        first_chances(recording, temperature, rate),
+        history_chances(recording, rate, whole_drafts(fleet, e, slots), temperature)[:, 0].copy(),
         fleet.running[e],
         fleet.arrived[e] - fleet.admitted[e],
         1.0 - used / kv_tokens,
@@ -499,6 +538,7 @@ def step_all(
     kv_tokens: int,
     max_length: IntArray,
     price: FloatArray,
+    asks: NDArray[np.bool_],
     out: FloatArray,
     gained: FloatArray,
     alive: IntArray,
@@ -516,7 +556,7 @@ def step_all(
         fleet.tokens[e] = 0
         fleet.seconds[e] = 0.0
         fleet.weight[e] = 0.0
-        price_round(recording, schedule, fleet, costs, e, max_length[e], price[e])
+        price_round(recording, schedule, fleet, costs, e, max_length[e], price[e], asks[e])
         alive[e] = begin(recording, schedule, fleet, costs, prefill_chunk, e)
         gained[e, 0] = fleet.tokens[e]
         gained[e, 1] = fleet.seconds[e]

@@ -98,7 +98,8 @@ class ReplayQuestions:
         settlement = self._settle() if fresh else None
         self._observe()
         at = kernel.positions(self.recording, self.engine.schedule, self.engine.fleet, 0, slots)
-        chance = kernel.first_chances(self.recording, state.temperature, state.acceptance_rate)
+        whole = kernel.whole_drafts(self.engine.fleet, 0, slots)
+        chance = kernel.history_chances(self.recording, state.acceptance_rate, whole, state.temperature)[:, 0]
         own = StopRound(self._features, state, chance, self.costs, self._present)
         depth, value = 0, self._value(own, at, slots)
         while len(requests := own.askable(depth)):

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..controllers.acceptance import AcceptancePredictor
+from ..controllers.acceptance_history import HISTORY_DEPTHS, HISTORY_INPUTS
 from ..controllers.observation import new_history
 from .trace import Trace
 
@@ -34,15 +35,15 @@ class Recording(NamedTuple):
     """``[P, K]`` predicted acceptance of the token at each depth, given those before it; ``[P, 0]`` without one."""
     following: NDArray[np.float32]
     """``[P, K]`` predicted acceptance of the next token, before it is drafted."""
-    first_weights: FloatArray
-    """``[5]`` the predictor's logistic for the first draft: rate, no history, temperature, greedy, constant."""
+    history_numbers: FloatArray
+    """``[8, 6]`` the predictor's logistics by depth: `HistoryLogistics.numbers`."""
 
     @classmethod
     def of(cls, trace: Trace, predictor: AcceptancePredictor | None = None) -> Recording:
         """Evaluate ``predictor`` on every draft of ``trace``. Raises `ValueError` where it reads what has no record."""
         positions, longest = len(trace.accepted_length), trace.max_num_speculative_tokens
         chance = following = np.zeros((positions, 0), dtype=np.float32)
-        weights = np.zeros(5)
+        numbers = np.zeros((HISTORY_DEPTHS, len(HISTORY_INPUTS) + 1))
         if predictor is not None:
             confidence = trace.confidence
             if confidence is None:
@@ -51,7 +52,7 @@ class Recording(NamedTuple):
                 confidence = np.zeros((positions, longest, 4), dtype=np.float32)
             temperature = trace.temperature[trace.request_of_position()][:, None]
             chance, following = predictor.level(confidence, temperature, np.arange(1, longest + 1)[None, :])
-            weights = np.asarray(predictor.first_numbers)
+            numbers = predictor.history.numbers
         return cls(
             trace.prompt_tokens.astype(np.int64),
             trace.output_tokens.astype(np.int64),
@@ -61,7 +62,7 @@ class Recording(NamedTuple):
             trace.accepted_length.astype(np.int64),
             np.ascontiguousarray(chance),
             np.ascontiguousarray(following),
-            weights,
+            numbers,
         )
 
 

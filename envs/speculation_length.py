@@ -24,6 +24,7 @@ from .trace import Trace
 
 LENGTHS = (0, 1, 2, 3, 4, 6, 8)
 PRICES = (0.0, 0.5, 0.7, 1.0, 1.4, 2.0)
+ASKS = (True, False)
 Observation = NDArray[np.float32]
 IntArray = NDArray[np.int64]
 
@@ -46,10 +47,11 @@ class SpeculationLengthEnv(gymnasium.Env[Observation, IntArray]):
 
     ## Action Space
 
-    ``MultiDiscrete([len(lengths), len(prices)])``: an index into ``lengths``, the largest speculation length of any
-    request (0: off), and one into ``prices``, what a second is worth as a multiple of what it earns at present. A
-    request drafts, goes on and is verified as long as the predicted chance of the next token is worth its seconds at
-    that price. Price 0: the same constant length for all, and the drafts are not looked at.
+    ``MultiDiscrete([len(lengths), len(prices), len(asks)])``: an index into ``lengths``, the largest speculation length
+    of any request (0: off), one into ``prices``, what a second is worth as a multiple of what it earns at present, and
+    one into ``asks``. Asked: a request drafts, goes on and is verified as long as the predicted chance of the next
+    token, from the drafter's confidence, is worth its seconds at that price. Not asked: every request's length is
+    planned before the round, from its history. Price 0: the same constant length for all, whatever ``asks`` says.
 
     ## Observation Space
 
@@ -125,11 +127,12 @@ class SpeculationLengthEnv(gymnasium.Env[Observation, IntArray]):
     - ``trace``, ``cost_surface``: files that ``train/record.py`` writes, or `Trace` and `CostSurface`. Required.
     - ``predictor``: JSON of an acceptance predictor or `AcceptancePredictor`; None: the recording's mean acceptance.
     - ``traffic``: `Traffic`, a dictionary of its fields, or several of them.
-    - ``backend``: ``replay``, ``live`` or ``vllm``; vLLM shows no confidences, so it takes ``prices`` (0.0,) alone.
+    - ``backend``: ``replay``, ``live`` or ``vllm``; vLLM shows no confidences: ``prices`` (0.0,) or ``asks`` (False,).
       ``target``, ``drafter``: the live pair's directories; None: the shipped pair.
     - ``reward``, ``max_rounds``: see above.
     - ``max_num_seqs``, ``max_model_len``, ``prefill_chunk``: the engine, as in `EngineConfig`.
-    - ``lengths``: None: (0, 1, 2, 3, 4, 6, 8) as far as drafts were recorded. ``prices``: see the actions.
+    - ``lengths``: None: (0, 1, 2, 3, 4, 6, 8) as far as drafts were recorded. ``prices``,
+      ``asks``: see the actions.
     - ``render_mode``: ``ansi`` or ``rgb_array``.
 
     `step`'s info: ``tokens`` and ``seconds`` of the round, ``decoding``, ``longest``, ``drafted``, ``accepted``,
@@ -156,6 +159,7 @@ class SpeculationLengthEnv(gymnasium.Env[Observation, IntArray]):
         prefill_chunk: int = 1024,
         lengths: Sequence[int] | None = None,
         prices: Sequence[float] = PRICES,
+        asks: Sequence[bool] = ASKS,
         render_mode: str | None = None,
         target: str | Path | None = None,
         drafter: str | Path | None = None,
@@ -164,11 +168,13 @@ class SpeculationLengthEnv(gymnasium.Env[Observation, IntArray]):
         engine = ReplayConfig(max_num_seqs, max_model_len, prefill_chunk)
         scenario = load_scenario(trace, cost_surface, predictor, traffic, engine, max_rounds, reward)
         check_modes(backend, render_mode)
-        self.lengths, self.prices = tiers(scenario, lengths, prices)
-        if backend == "vllm" and any(self.prices):
-            raise ScenarioError(f"prices are {self.prices}, but vLLM shows no confidences of drafts; give (0.0,)")
+        self.lengths, self.prices, self.asks = tiers(scenario, lengths, prices, asks)
+        if backend == "vllm" and any(self.prices) and any(self.asks):
+            raise ScenarioError(
+                f"prices are {self.prices}, but vLLM shows no confidences of drafts; give (0.0,), or asks=(False,)"
+            )
         self.render_mode = render_mode
-        self.action_space = MultiDiscrete([len(self.lengths), len(self.prices)])
+        self.action_space = MultiDiscrete([len(self.lengths), len(self.prices), len(self.asks)])
         self._space = FeatureSpace(FEATURES)
         self.observation_space = self._space.box()
         self._max_rounds = max_rounds
@@ -180,7 +186,8 @@ class SpeculationLengthEnv(gymnasium.Env[Observation, IntArray]):
         else:
             from .live_lengths import LiveLengths  # Here, because replay needs no torch.
 
-            self._backend = LiveLengths(scenario, target, drafter, factored_tiers(self.lengths, self.prices), backend)
+            actions = factored_tiers(self.lengths, self.prices, self.asks)
+            self._backend = LiveLengths(scenario, target, drafter, actions, backend)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -196,9 +203,9 @@ class SpeculationLengthEnv(gymnasium.Env[Observation, IntArray]):
         """Play a round. Raises `gymnasium.error.ResetNeeded` where no episode is running."""
         if self._rounds is None:
             raise ResetNeeded("no episode is running; call reset()")
-        number, price = (int(index) for index in action)
+        number, price, asked = (int(index) for index in action)
         try:
-            turn = self._backend.play(Action(self.lengths[number], self.prices[price]))
+            turn = self._backend.play(Action(self.lengths[number], self.prices[price], self.asks[asked]))
         except BaseException:
             self._rounds = None
             raise
@@ -229,15 +236,20 @@ def check_modes(backend: str, render_mode: str | None) -> None:
 
 
 def tiers(
-    scenario: Scenario, lengths: Sequence[int] | None, prices: Sequence[float]
-) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """The two heads of an action; lengths None: those of `LENGTHS` that were recorded."""
+    scenario: Scenario, lengths: Sequence[int] | None, prices: Sequence[float], asks: Sequence[bool]
+) -> tuple[tuple[int, ...], tuple[float, ...], tuple[bool, ...]]:
+    """The three heads of an action; lengths None: those of `LENGTHS` that were recorded."""
     longest = scenario.trace.max_num_speculative_tokens
     chosen = [length for length in LENGTHS if length <= longest] if lengths is None else list(lengths)
-    if not chosen or not prices:
-        raise ScenarioError("lengths and prices need at least one value each")
+    if not chosen or not prices or not asks:
+        raise ScenarioError("lengths, prices and asks need at least one value each")
     if max(chosen) > longest:
         raise ScenarioError(f"lengths go to {max(chosen)}, the recording to {longest}; record longer drafts")
     by_length = checked_tiers([Action(length, 1.0) for length in chosen])
     by_price = checked_tiers([Action(0, price) for price in prices])
-    return tuple(own.max_length for own in by_length), tuple(own.price for own in by_price)
+    by_asking = checked_tiers([Action(0, 0.0, asking) for asking in asks])
+    return (
+        tuple(own.max_length for own in by_length),
+        tuple(own.price for own in by_price),
+        tuple(own.asks for own in by_asking),
+    )

@@ -20,7 +20,7 @@ from .feature_space import FeatureSpace
 from .fleet import ReplayFleet
 from .replay import ReplayConfig
 from .scenario import DEFAULT_TRAFFIC, ScenarioError, TrafficLike, load_scenario
-from .speculation_length import PRICES, Observation, tiers
+from .speculation_length import ASKS, PRICES, Observation, tiers
 from .trace import Trace
 
 
@@ -49,6 +49,7 @@ class SpeculationLengthVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArr
         prefill_chunk: int = 1024,
         lengths: Sequence[int] | None = None,
         prices: Sequence[float] = PRICES,
+        asks: Sequence[bool] = ASKS,
         render_mode: str | None = None,
     ) -> None:
         """Raises `ScenarioError` and the errors of the files' readers, all of them `ValueError`."""
@@ -58,11 +59,11 @@ class SpeculationLengthVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArr
             )
         engine = ReplayConfig(max_num_seqs, max_model_len, prefill_chunk)
         scenario = load_scenario(trace, cost_surface, predictor, traffic, engine, max_rounds, reward)
-        self.lengths, self.prices = tiers(scenario, lengths, prices)
+        self.lengths, self.prices, self.asks = tiers(scenario, lengths, prices, asks)
         self.num_envs, self.render_mode = num_envs, None
         self._space = FeatureSpace(FEATURES)
         self.single_observation_space = self._space.box()
-        self.single_action_space = MultiDiscrete([len(self.lengths), len(self.prices)])
+        self.single_action_space = MultiDiscrete([len(self.lengths), len(self.prices), len(self.asks)])
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.fleet = ReplayFleet(
@@ -95,10 +96,13 @@ class SpeculationLengthVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArr
     def step(  # type: ignore[override] # Gymnasium types flags like rewards.
         self, actions: NDArray[np.int64]
     ) -> tuple[Observation, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
-        """Play a round everywhere; ``actions`` ``[num_envs, 2]``."""
+        """Play a round everywhere; ``actions`` ``[num_envs, 3]``."""
         if not self._started:
             raise ResetNeeded("no episode is running; call reset()")
-        chosen = [Action(self.lengths[length], self.prices[price]) for length, price in np.asarray(actions).tolist()]
+        chosen = [
+            Action(self.lengths[length], self.prices[price], self.asks[asked])
+            for length, price, asked in np.asarray(actions).tolist()
+        ]
         rewards, served, late = self.fleet.step(chosen)
         terminated, truncated = served.astype(np.bool_), late.astype(np.bool_)
         gained = self.fleet.gained

@@ -19,7 +19,8 @@ from specpilot.controllers import (
     FixedPolicy,
     PricedController,
 )
-from specpilot.controllers.acceptance import FIRST_INPUTS, LEVEL_INPUTS
+from specpilot.controllers.acceptance import LEVEL_INPUTS
+from specpilot.controllers.acceptance_history import HISTORY_DEPTHS, HISTORY_INPUTS
 from specpilot.controllers.controller import FloatArray, IntArray
 from specpilot.engine import Engine, SamplingParams
 from specpilot.envs.live import drop_requests
@@ -94,8 +95,8 @@ def trusting_predictor(hidden: int = 16) -> AcceptancePredictor:
             "hidden_bias": np.zeros(hidden),
             "output_weight": np.full((hidden, 2), 1e-3),
             "output_bias": [12.0, 12.0],
-            "first_weight": np.zeros(len(FIRST_INPUTS)),
-            "first_bias": [12.0],
+            "history_weight": np.zeros((HISTORY_DEPTHS, len(HISTORY_INPUTS))),
+            "history_bias": np.full(HISTORY_DEPTHS, 12.0),
         }
     )
 

@@ -25,7 +25,7 @@ from specpilot.controllers import (
 from specpilot.envs.replay import Served
 from specpilot.envs.replay_state import Recording
 from specpilot.train.baseline_tuning import PRICES, SEED, BaselineTuning, TunedBaselines, best_of, warmed_adaptive
-from specpilot.train.predictor import fit_ceiling, fit_predictor
+from specpilot.train.predictor import fit_ceiling, fit_history, fit_predictor
 from specpilot.train.priced_replay import ceiling_recording, serve_priced, without_asking
 from specpilot.train.replay_oracles import serve_oracle
 from specpilot.train.scenarios import Scenario, ScenarioConfig, Stage
@@ -133,12 +133,7 @@ class Field:
 
 def train_predictor(stage: Stage, seed: int) -> AcceptancePredictor:
     """The price rule's predictor; for a recording without confidence the mean acceptance of a draft's tokens."""
-    trace = stage.trace
-    if trace.confidence is not None:
-        return fit_predictor(trace, seed)
-    kept = float(trace.accepted_length.sum())
-    rejected = np.count_nonzero(trace.accepted_length < trace.max_num_speculative_tokens)
-    return AcceptancePredictor.uninformed(float(np.clip(kept / (kept + rejected), 0.01, 0.99)))
+    return fit_history(stage.trace, seed) if stage.trace.confidence is None else fit_predictor(stage.trace, seed)
 
 
 def tune(stage: Stage, predictor: AcceptancePredictor, config: ScenarioConfig) -> TunedBaselines:

@@ -107,7 +107,7 @@ class Distillation:
             tier = self.teaching.labels(fleet)
             weight = np.maximum(cost.of(tier), LEAST_WEIGHT)
             # What a constant is worth, staying off above all, shows only after some rounds.
-            weight = np.where(self.teaching.constants[fleet.scenario] >= 0, np.maximum(weight, weight.mean()), weight)
+            weight = np.where(self.teaching.fixed[fleet.scenario] >= 0, np.maximum(weight, weight.mean()), weight)
             parts.append(Dataset(features, tier, weight))
             for _ in range(4):  # Rounds in a row are alike.
                 if driver is None:
@@ -206,8 +206,9 @@ def distil(run: Path, config: DistillationConfig) -> dict[str, Any]:
     write_json(students / TABLE, {KEY: vllm})
     (students / "tree.txt").write_text(tree.text())
     draw_tree(tree, students / "tree.png")
-    taught = {traffic.label: own.teaching.length(number) for number, traffic in enumerate(own.ppo.scenarios)}
-    result = run_record(config, seed=config.seed, run=str(run), students=reports, table=vllm, constants=taught)
+    actions = {traffic.label: own.teaching.action(number) for number, traffic in enumerate(own.ppo.scenarios)}
+    taught = {label: None if action is None else str(action) for label, action in actions.items()}
+    result = run_record(config, seed=config.seed, run=str(run), students=reports, table=vllm, taught_by=taught)
     write_json(students / "report.json", result)
     return result
 

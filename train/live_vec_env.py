@@ -17,9 +17,9 @@ from specpilot.train.ppo_config import PpoConfig
 def live_vec_env(config: PpoConfig, material: Material) -> VecEnv:
     """One engine around the configured pair, serving the recorded requests; observations normalised."""
     normaliser = material.normaliser
-    lengths = sorted({action.max_length for action in config.tiers})
-    prices = sorted({action.price for action in config.tiers})
-    pairs = [np.asarray([lengths.index(length), prices.index(price)]) for length, price in config.tiers]
+    heads = [sorted(set(choices)) for choices in zip(*config.tiers, strict=True)]
+    indices = [np.asarray([own.index(part) for own, part in zip(heads, tier, strict=True)]) for tier in config.tiers]
+    lengths, prices, asks = heads
 
     def make() -> gymnasium.Env:
         env = gymnasium.make(
@@ -34,12 +34,13 @@ def live_vec_env(config: PpoConfig, material: Material) -> VecEnv:
             max_num_seqs=config.max_num_seqs,
             lengths=lengths,
             prices=prices,
+            asks=asks,
             target=Path(config.target),
             drafter=Path(config.drafter),
         )
         space = gymnasium.spaces.Box(-normaliser.clip, normaliser.clip, (NUM_FEATURES,), np.float32)
-        tiers = gymnasium.spaces.Discrete(len(pairs))
-        env = gymnasium.wrappers.TransformAction(env, lambda tier: pairs[int(tier)], tiers)
+        tiers = gymnasium.spaces.Discrete(len(indices))
+        env = gymnasium.wrappers.TransformAction(env, lambda tier: indices[int(tier)], tiers)
         return Monitor(gymnasium.wrappers.TransformObservation(env, normaliser, space))
 
     return DummyVecEnv([make])

@@ -16,7 +16,7 @@ from specpilot.envs.trace import Trace
 from specpilot.train.held_out import HeldOut, split
 from specpilot.train.normaliser import Normaliser
 from specpilot.train.ppo_config import PpoConfig
-from specpilot.train.predictor import fit_predictor
+from specpilot.train.predictor import fit_history, fit_predictor
 from specpilot.train.run_record import write_json
 
 WARM_UP_STEPS = 200
@@ -97,8 +97,7 @@ def _predictor(trace: Trace, config: PpoConfig, path: Path) -> AcceptancePredict
     if path.exists():
         return AcceptancePredictor.parse(json.loads(path.read_text()))
     if trace.confidence is None:
-        rate = float(np.clip(trace.accepted_length.mean() / (1 + trace.accepted_length.mean()), 0.01, 0.99))
-        predictor = AcceptancePredictor.uninformed(rate)
+        predictor = fit_history(trace, config.seed)
     else:
         predictor = fit_predictor(trace, config.seed, hidden=config.predictor_hidden)
     write_json(path, predictor.document())

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from specpilot.configs import ConfigError, load_config
-from specpilot.controllers.action import Action
+from specpilot.controllers.action import Action, factored_tiers
 from specpilot.envs.fleet import REWARDS
 from specpilot.envs.traffic import Traffic
 
@@ -33,10 +33,14 @@ class PpoConfig:
     """``replay``: recorded requests, thousands of rounds a second; ``live``: the real pair; ``vllm``: in vLLM."""
     lengths: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 8)
     """Speculation lengths a round may have without questions."""
-    prices: tuple[float, ...] = (0.4, 0.6, 0.8, 1.0, 1.25, 1.6)
+    prices: tuple[float, ...] = (0.6, 1.0, 1.4)
     """Of a round with questions between the levels: what a second is worth, in multiples of what it earns."""
     asked_lengths: tuple[int, ...] = (4, 8)
     """Largest speculation lengths of a round with questions."""
+    planned_lengths: tuple[int, ...] = (3, 4, 8)
+    """Largest speculation lengths of a round whose lengths are planned from the requests' histories."""
+    planned_prices: tuple[float, ...] = (0.9, 1.0, 1.1)
+    """Of such a round: factor on what speculation costs."""
     max_num_seqs: int = 32
     num_envs: int = 48
     total_steps: int = 300_000
@@ -91,22 +95,25 @@ class PpoConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.scenarios:
             raise ValueError("scenarios must name at least one kind of traffic")
-        if min((0, *self.lengths, *self.asked_lengths, *self.prices)) < 0:
-            raise ValueError("lengths, asked_lengths and prices must each be 0 or more")
+        for name in ("lengths", "asked_lengths", "prices", "planned_lengths", "planned_prices"):
+            if min(getattr(self, name), default=0) < 0:
+                raise ValueError(f"{name} must each be 0 or more, got {getattr(self, name)}")
         if not self.tiers:
-            raise ValueError("no action is left: give lengths, or asked_lengths with prices")
+            raise ValueError("no action is left: give lengths, or asked_lengths with prices, or planned ones")
         if not 0 < self.held_out_share < 1:
             raise ValueError(f"held_out_share must lie between 0 and 1, got {self.held_out_share}")
 
     @property
     def tiers(self) -> tuple[Action, ...]:
-        """All actions: the constant lengths, then those with questions.
+        """All actions: the constant lengths, then those planned from histories, then those with questions.
 
         One list, not a head for lengths and one for prices: the likeliest of each need not go together, and the longest
         draft without a question is the worst action there is.
         """
-        asked = (Action(length, price) for length in self.asked_lengths for price in self.prices)
-        return tuple(dict.fromkeys((*(Action(length, 0.0) for length in self.lengths), *asked)))
+        constant = [Action(length, 0.0) for length in self.lengths]
+        planned = factored_tiers(self.planned_lengths, self.planned_prices, (False,))
+        asked = factored_tiers(self.asked_lengths, self.prices)
+        return tuple(dict.fromkeys((*constant, *planned, *asked)))
 
     @property
     def longest(self) -> int:

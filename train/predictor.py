@@ -13,15 +13,15 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import log_loss, roc_auc_score
 
 from specpilot.controllers import LEVEL_FEATURES, AcceptancePredictor
-from specpilot.controllers.acceptance import FEATURE_OF_INPUT, LEVEL_INPUTS, first_inputs, level_inputs
+from specpilot.controllers.acceptance import FEATURE_OF_INPUT, LEVEL_INPUTS, level_inputs
+from specpilot.controllers.acceptance_history import HISTORY_DEPTHS, HISTORY_INPUTS, history_inputs
+from specpilot.controllers.acceptance_rate import next_rate
 from specpilot.envs.trace import Trace
 
 Array = NDArray[Any]
-HISTORY_WEIGHT = 0.2
-"""Of a round in `RoundState.acceptance_rate`."""
 BATCH = 4096
 HISTORIES = 4
-"""Runs through every request with random lengths, from which the first token's logistic learns."""
+"""Runs through every request with random lengths, from which the logistics of a history learn."""
 
 
 class LevelRows(NamedTuple):
@@ -58,34 +58,49 @@ def level_rows(trace: Trace) -> LevelRows:
     )
 
 
-class FirstRows(NamedTuple):
+class HistoryRows(NamedTuple):
     """Starts of rounds; ``R`` rows."""
 
     temperature: Array
     acceptance_rate: Array
     """``[R]`` as `RoundState.acceptance_rate` would have been; NaN in a request's first round."""
-    accepted: Array
-    """``[R]`` bool: whether a first draft is kept."""
+    whole: Array
+    """``[R]`` bool: whether all of the round before was accepted."""
+    kept: Array
+    """``[R]`` accepted length of the longest draft from here."""
+    left: Array
+    """``[R]`` tokens that the output still has."""
+
+    @property
+    def inputs(self) -> Array:
+        """``[R, 5]`` `history_inputs`."""
+        return history_inputs(self.acceptance_rate, self.whole, self.temperature)
+
+    def reaching(self, depth: int) -> Array:
+        """``[R]`` bool: where the fate of a draft at ``depth`` says something."""
+        reached: Array = (self.kept >= depth - 1) & (self.left >= depth)
+        return reached
 
 
-def first_rows(trace: Trace, seed: int) -> FirstRows:
+def history_rows(trace: Trace, seed: int) -> HistoryRows:
     """Rounds of `HISTORIES` runs through every request with random lengths of 1 … K."""
     rng = np.random.default_rng(seed)
+    next_rates = np.vectorize(next_rate, otypes=[np.float64])
     request = np.tile(np.arange(len(trace)), HISTORIES)
     done, rate = np.zeros(len(request), dtype=np.int64), np.full(len(request), np.nan)
-    rows: list[tuple[Array, Array, Array]] = []
+    whole = np.zeros(len(request), dtype=np.bool_)
+    rows: list[HistoryRows] = []
     while len(request):
         kept = trace.accepted_length[trace.first[request] + done].astype(np.int64)
-        rows.append((trace.temperature[request], rate, kept >= 1))
         left = trace.output_tokens[request] - done
+        rows.append(HistoryRows(trace.temperature[request], rate, whole, kept, left))
         length = np.minimum(rng.integers(1, trace.max_num_speculative_tokens + 1, len(request)), left)
-        share = np.minimum(kept, length) / length
-        rate = np.where(np.isnan(rate), share, rate + HISTORY_WEIGHT * (share - rate))
-        done = done + np.minimum(kept, length) + 1
+        accepted = np.minimum(kept, length)
+        rate, whole = next_rates(rate, accepted, length), accepted == length
+        done = done + accepted + 1
         going = done < trace.output_tokens[request]
-        request, done, rate = request[going], done[going], rate[going]
-    temperature, before, accepted = (np.concatenate(column) for column in zip(*rows, strict=True))
-    return FirstRows(temperature, before, accepted)
+        request, done, rate, whole = request[going], done[going], rate[going], whole[going]
+    return HistoryRows(*(np.concatenate(column) for column in zip(*rows, strict=True)))
 
 
 CHEAP_FEATURES = ("margin", "agreement")
@@ -116,12 +131,20 @@ def fit_predictor(
     whole = np.zeros((len(LEVEL_INPUTS), hidden), dtype=np.float32)
     whole[read] = network["hidden_weight"]
     network["hidden_weight"] = whole
-    return AcceptancePredictor({**network, **_fit_first(first_rows(trace, seed))})
+    return AcceptancePredictor({**network, **_fit_history(trace, seed)})
+
+
+def fit_history(trace: Trace, seed: int) -> AcceptancePredictor:
+    """For a recording without confidences: chances from histories, and one chance for all that is drafted."""
+    kept = float(trace.accepted_length.sum())
+    rejected = np.count_nonzero(trace.accepted_length < trace.max_num_speculative_tokens)
+    uninformed = AcceptancePredictor.uninformed(float(np.clip(kept / (kept + rejected), 0.01, 0.99)))
+    return AcceptancePredictor({**uninformed.weights, **_fit_history(trace, seed)})
 
 
 def _confidence(trace: Trace) -> Array:
     if trace.confidence is None:
-        raise ValueError("the recording holds no confidence; use AcceptancePredictor.uninformed(rate)")
+        raise ValueError("the recording holds no confidence; use fit_history")
     return trace.confidence
 
 
@@ -164,29 +187,38 @@ def _fit_network(inputs: Array, labels: Array, weights: Array, seed: int, hidden
     }
 
 
-def _fit_first(rows: FirstRows) -> dict[str, Array]:
-    """Newton's method on a logistic with a small ridge, which keeps constant columns at 0."""
-    inputs = first_inputs(rows.temperature, rows.acceptance_rate).astype(np.float64)
+def _fit_history(trace: Trace, seed: int) -> dict[str, Array]:
+    """A logistic for every recorded depth; deeper ones are as the last."""
+    rows = history_rows(trace, seed)
+    inputs, fitted = rows.inputs, list[Array]()
+    for depth in range(1, min(HISTORY_DEPTHS, trace.max_num_speculative_tokens) + 1):
+        told = rows.reaching(depth)
+        if told.any() or not fitted:
+            fitted.append(_fit_logistic(inputs[told], rows.kept[told] >= depth))
+    fitted += [fitted[-1]] * (HISTORY_DEPTHS - len(fitted))
+    weights = np.stack(fitted)
+    assert weights.shape == (HISTORY_DEPTHS, len(HISTORY_INPUTS) + 1)
+    return {"history_weight": weights[:, :-1], "history_bias": weights[:, -1]}
+
+
+def _fit_logistic(inputs: Array, labels: Array) -> Array:
+    """``[n + 1]`` weights and constant: Newton's method with a small ridge, which keeps constant columns at 0."""
     design = np.concatenate([inputs, np.ones((len(inputs), 1))], axis=1)
     weights = np.zeros(design.shape[1])
     for _ in range(20):
         chance = 1 / (1 + np.exp(-design @ weights))
-        gradient = design.T @ (rows.accepted - chance) - weights
+        gradient = design.T @ (labels - chance) - weights
         curvature = (design * (chance * (1 - chance))[:, None]).T @ design + np.eye(len(weights))
         weights = weights + np.linalg.solve(curvature, gradient)
-    return {"first_weight": weights[:-1], "first_bias": weights[-1:]}
+    return weights
 
 
 class CeilingPredictor:
     """The best predictor that could be fitted: gradient boosting that also sees the draft's earlier levels."""
 
-    def __init__(self, accepted: Any, following: Any, first: Any) -> None:
-        """Three fitted scikit-learn classifiers."""
-        self._accepted, self._following, self._first = accepted, following, first
-
-    def first(self, temperature: Array, acceptance_rate: Array) -> Array:
-        """``[A]`` as `AcceptancePredictor.first`."""
-        return _chance(self._first, np.stack([temperature, acceptance_rate], axis=1))
+    def __init__(self, accepted: Any, following: Any) -> None:
+        """Two fitted scikit-learn classifiers."""
+        self._accepted, self._following = accepted, following
 
     def level(
         self, confidence: Array, temperature: Array, depth: Array | int, earlier: Array | None = None
@@ -201,19 +233,16 @@ class CeilingPredictor:
 
 
 def fit_ceiling(trace: Trace, seed: int = 0) -> CeilingPredictor:
-    """Fit three gradient-boosted classifiers to a recording. Raises `ValueError` where it holds no confidence."""
+    """Fit two gradient-boosted classifiers to a recording. Raises `ValueError` where it holds no confidence."""
     confidence = _confidence(trace)
     rows = level_rows(trace)
     # A share of the rows learns without the earlier levels, as `CeilingPredictor.level` may be called.
     blind = np.random.default_rng(seed).random(len(rows.depth)) < 0.1
     inputs = _rows_inputs(confidence, rows, blind)
-    first = first_rows(trace, seed)
-    history = np.stack([first.temperature, first.acceptance_rate], axis=1)
     known = rows.has_following
     return CeilingPredictor(
         _boosted(inputs, rows.accepted, seed),
         _boosted(inputs[known], rows.following[known], seed),
-        _boosted(history, first.accepted, seed),
     )
 
 
@@ -280,9 +309,10 @@ def quality(
     confidence and ``output`` needs it.
     """
     if output == "first":
-        starts = first_rows(trace, seed)
-        chances = predictor.first(starts.temperature, starts.acceptance_rate)
-        return _by_temperature(starts.temperature, chances, starts.accepted)
+        assert isinstance(predictor, AcceptancePredictor)
+        starts = history_rows(trace, seed)
+        first = predictor.history.chances(starts.acceptance_rate, starts.whole, starts.temperature)[:, 0]
+        return _by_temperature(starts.temperature, first, starts.kept > 0)
     confidence, rows = _confidence(trace), level_rows(trace)
     if isinstance(predictor, CeilingPredictor):
         inputs = _rows_inputs(confidence, rows)

@@ -29,9 +29,10 @@ def _serve(
     prefill_chunk: int,
     max_length: int,
     price: float,
+    asks: bool,
 ) -> None:
     while begin(recording, schedule, fleet, costs, prefill_chunk, 0):
-        price_round(recording, schedule, fleet, costs, 0, max_length, price)
+        price_round(recording, schedule, fleet, costs, 0, max_length, price, asks)
 
 
 def serve_priced(stage: Stage, recording: Recording, schedule: Schedule, action: Action) -> Served:
@@ -41,7 +42,8 @@ def serve_priced(stage: Stage, recording: Recording, schedule: Schedule, action:
     """
     engine = stage.engine(schedule)
     chunk = stage.config.prefill_chunk
-    _serve(recording, schedule, engine.fleet, engine.costs, chunk, action.max_length, float(action.price))
+    length, price, asks = action
+    _serve(recording, schedule, engine.fleet, engine.costs, chunk, length, float(price), asks)
     return engine.serve(ConstantController(0), max_rounds=0)
 
 

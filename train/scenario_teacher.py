@@ -1,7 +1,7 @@
-"""Who teaches where: PPO's policy, but in scenarios that a constant length serves faster it is that constant.
+"""Who teaches where: PPO's policy, but in scenarios that one and the same action serves faster it is that action.
 
 A policy that turns speculation off for a moment sees only what coming back costs, so PPO rarely learns to leave it off
-where that pays by a few percent. Which constant is best in a scenario can simply be measured.
+where that pays by a few percent. Which action is best in a scenario, if it is always the same, can simply be measured.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ from specpilot.train.material import Material
 from specpilot.train.ppo_config import PpoConfig
 
 MARGIN = 0.003
-"""By which a constant must beat the policy to take its place."""
+"""By which an action must beat the policy to take its place."""
 
 
 class ScenarioTeacher:
     """Labels the states of a training fleet, whose scenarios are those of the run."""
 
     def __init__(self, policy: Policy, tiers: Sequence[Action], material: Material, config: PpoConfig, seed: int):
-        """Serves held-out requests with the policy and with every constant among ``tiers``."""
+        """Serves held-out requests with the policy and with each of ``tiers`` alone."""
         self.policy, self.tiers = policy, tuple(tiers)
         self.number = {action: number for number, action in enumerate(self.tiers)}
         """Of each tier."""
-        self.constants = self._constants(material, config, seed)
-        """``[scenarios]`` number of the constant that teaches there; -1 where the policy does."""
+        self.fixed = self._fixed(material, config, seed)
+        """``[scenarios]`` number of the tier that teaches there; -1 where the policy does."""
 
     def labels(self, fleet: ReplayFleet) -> NDArray[np.int64]:
         """``[E]`` what to do in the fleet's present states."""
         tier = np.asarray([self.number[self.policy.act(row)] for row in fleet.observations])
-        constant = self.constants[fleet.scenario]
-        return np.where(constant >= 0, constant, tier)
+        fixed = self.fixed[fleet.scenario]
+        return np.where(fixed >= 0, fixed, tier)
 
-    def length(self, scenario: int) -> int | None:
-        """The constant that teaches in ``scenario``; None where the policy does."""
-        number = int(self.constants[scenario])
-        return None if number < 0 else self.tiers[number].max_length
+    def action(self, scenario: int) -> Action | None:
+        """What teaches in ``scenario``; None where the policy does."""
+        number = int(self.fixed[scenario])
+        return None if number < 0 else self.tiers[number]
 
-    def _constants(self, material: Material, config: PpoConfig, seed: int) -> NDArray[np.int64]:
+    def _fixed(self, material: Material, config: PpoConfig, seed: int) -> NDArray[np.int64]:
         judge = HeldOut(
             material.held_out.fleet.trace,
             material.surface,
@@ -55,9 +55,10 @@ class ScenarioTeacher:
             seed,
         )
         policy = np.median(judge.speeds(lambda rows: [self.policy.act(row) for row in rows]), axis=1)
-        lengths = [action.max_length for action in self.tiers if action.price == 0]
-        if not lengths:
+        # An action that asks all the time has never come near.
+        candidates = [number for number, action in enumerate(self.tiers) if not (action.asks and action.price)]
+        if not candidates:
             return np.full(len(policy), -1)
-        speeds = np.stack([np.median(judge.fixed(Action(length, 0.0)), axis=1) for length in lengths])
-        best = np.asarray([self.number[Action(lengths[own], 0.0)] for own in speeds.argmax(axis=0)])
+        speeds = np.stack([np.median(judge.fixed(self.tiers[number]), axis=1) for number in candidates])
+        best = np.asarray(candidates)[speeds.argmax(axis=0)]
         return np.where(speeds.max(axis=0) > (1 + MARGIN) * policy, best, -1)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from specpilot.controllers import LEVEL_FEATURES, AcceptancePredictor
-from specpilot.controllers.acceptance import FIRST_INPUTS, LEVEL_INPUTS, first_inputs, level_inputs
+from specpilot.controllers.acceptance import LEVEL_INPUTS, level_inputs
 
 
 def random_weights(seed: int = 0, hidden: int = 16) -> dict[str, Any]:
@@ -20,8 +20,8 @@ def random_weights(seed: int = 0, hidden: int = 16) -> dict[str, Any]:
         "hidden_bias": rng.normal(size=hidden),
         "output_weight": rng.normal(size=(hidden, 2)),
         "output_bias": rng.normal(size=2),
-        "first_weight": rng.normal(size=len(FIRST_INPUTS)),
-        "first_bias": rng.normal(size=1),
+        "history_weight": rng.normal(size=(8, 5)),
+        "history_bias": rng.normal(size=8),
     }
 
 
@@ -47,26 +47,15 @@ def test_the_inputs_are_clipped_numbers_and_their_logarithms() -> None:
     np.testing.assert_allclose(found[0], expected, atol=2e-3)
 
 
-def test_first_is_a_logistic_in_which_no_history_is_a_case_of_its_own() -> None:
-    weights = random_weights()
-    temperature, rate = np.asarray([0.0, 0.6, 1.0, 0.0]), np.asarray([0.3, np.nan, 1.0, np.nan])
-    inputs = first_inputs(temperature, rate)
-    assert inputs[1].tolist() == pytest.approx([0, 1, 0.6, 0])
-    expected = 1 / (1 + np.exp(-(inputs @ weights["first_weight"] + weights["first_bias"])))
-    np.testing.assert_allclose(AcceptancePredictor(weights).first(temperature, rate), expected, atol=1e-6)
-
-
 def test_one_request_gets_what_it_gets_among_others() -> None:
     predictor, confidence = AcceptancePredictor(random_weights()), random_confidence((64,))
     temperature = np.random.default_rng(1).choice([0.0, 0.6, 1.0], 64)
-    rate = np.where(temperature == 1.0, np.nan, 0.4)
-    whole, first = predictor.level(confidence, temperature, 2), predictor.first(temperature, rate)
+    whole = predictor.level(confidence, temperature, 2)
     for index in range(64):
         own = slice(index, index + 1)
         one = predictor.level(confidence[own], temperature[own], 2)
         assert one[0].shape == (1,)
         np.testing.assert_allclose([one[0][0], one[1][0]], [whole[0][index], whole[1][index]], atol=2e-3)
-        np.testing.assert_allclose(predictor.first(temperature[own], rate[own]), first[own], atol=1e-6)
 
 
 def test_a_whole_recording_is_evaluated_in_one_call() -> None:
@@ -95,8 +84,9 @@ def test_the_uninformed_predictor_reads_nothing_and_says_one_rate() -> None:
     assert predictor.level_features == ()
     for count in (1, 3):
         unknown = np.full((count, 4), np.nan)
-        for chance in (*predictor.level(unknown, np.zeros(count), 2), predictor.first(np.ones(count), [0.1] * count)):
-            np.testing.assert_allclose(chance, np.full(count, 0.8), rtol=1e-5)
+        history = predictor.history.chances([0.1] * count, [True] * count, np.ones(count))
+        for chance in (*predictor.level(unknown, np.zeros(count), 2), history):
+            np.testing.assert_allclose(chance, np.full_like(chance, 0.8), rtol=1e-5)
     with pytest.raises(ValueError, match="between 0 and 1"):
         AcceptancePredictor.uninformed(1.0)
 
@@ -120,9 +110,9 @@ def test_a_parsed_predictor_equals_the_one_that_was_written() -> None:
     predictor, confidence = AcceptancePredictor(random_weights(3)), random_confidence((20,))
     again = AcceptancePredictor.parse(json.loads(json.dumps(predictor.document())))
     assert again.document() == predictor.document()
-    temperature, rate = np.full(20, 0.6), np.full(20, 0.5)
+    temperature = np.full(20, 0.6)
     np.testing.assert_array_equal(again.level(confidence, temperature, 2), predictor.level(confidence, temperature, 2))
-    np.testing.assert_array_equal(again.first(temperature, rate), predictor.first(temperature, rate))
+    np.testing.assert_array_equal(again.history.numbers, predictor.history.numbers)
 
 
 def at(*keys: str | int, value: Any) -> Callable[[Any], None]:
@@ -142,11 +132,11 @@ DAMAGE = {
     "no format": (without("format"), "'format' is not"),
     "another format": (at("format", value="specpilot trace"), "'format' is not"),
     "no version": (without("schema_version"), "'schema_version' is None"),
-    "another version": (at("schema_version", value=2), "'schema_version' is 2"),
+    "another version": (at("schema_version", value=3), "'schema_version' is 3"),
     "version a truth value": (at("schema_version", value=True), "'schema_version' is True"),
     "features in another order": (at("level_features", value=list(LEVEL_FEATURES[::-1])), "'level_features' must be"),
     "unknown input": (at("level_inputs", 0, value="mood"), "'level_inputs' must be"),
-    "first inputs missing": (without("first_inputs"), "'first_inputs' must be"),
+    "history inputs missing": (without("history_inputs"), "'history_inputs' must be"),
     "weights missing": (without("hidden_weight"), "lacks 'hidden_weight'"),
     "bias missing": (without("output_bias"), "lacks 'output_bias'"),
     "weights a number": (at("hidden_weight", value=1.0), "'hidden_weight' must be a list of numbers"),
@@ -159,15 +149,15 @@ DAMAGE = {
     "no hidden unit": (at("hidden_bias", value=[]), "1 … 1024 numbers, got 0"),
     "too many hidden units": (at("hidden_bias", value=[0.0] * 5000), "1 … 1024 numbers, got 5000"),
     "three outputs": (at("output_bias", value=[0.0] * 3), "'output_bias' must have shape"),
-    "first weights short": (at("first_weight", value=[0.0]), "'first_weight' must have shape"),
-    "first bias a number": (at("first_bias", value=0.5), "'first_bias' must be a list of numbers"),
+    "history weights short": (at("history_weight", value=[[0.0]]), "'history_weight' must have shape"),
+    "history bias a number": (at("history_bias", value=0.5), "'history_bias' must be a list of numbers"),
     "NaN": (at("hidden_weight", 0, 0, value=float("nan")), "within ±1e\\+06, got nan"),
     "infinite": (at("output_bias", 0, value=float("inf")), "within ±1e\\+06, got inf"),
-    "beyond float32": (at("first_weight", 0, value=1e39), "within ±1e\\+06"),
-    "beyond all bounds": (at("first_weight", 0, value=10**400), "within ±1e\\+06"),
+    "beyond float32": (at("history_bias", 0, value=1e39), "within ±1e\\+06"),
+    "beyond all bounds": (at("history_bias", 0, value=10**400), "within ±1e\\+06"),
     "a string": (at("hidden_bias", 0, value="1.0"), "got '1.0'"),
     "a truth value": (at("hidden_bias", 0, value=True), "got True"),
-    "null": (at("first_bias", 0, value=None), "got None"),
+    "null": (at("history_bias", 0, value=None), "got None"),
 }
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from specpilot.controllers import AcceptancePredictor
-from specpilot.controllers.acceptance import FIRST_INPUTS, LEVEL_INPUTS
+from specpilot.controllers.acceptance import LEVEL_INPUTS
+from specpilot.controllers.acceptance_history import HISTORY_DEPTHS, HISTORY_INPUTS
 from specpilot.controllers.acceptance_table import DEPTHS, MARGINS, MAX_TEMPERATURES, STEPS, AcceptanceTable
 
 READ = ("margin", "agreement", "temperature", "depth", "log_margin", "log_agreement", "log_temperature", "log_depth")
@@ -22,8 +23,8 @@ def predictor(read: tuple[str, ...] = READ) -> AcceptancePredictor:
             "hidden_bias": rng.normal(size=8),
             "output_weight": rng.normal(size=(8, 2)),
             "output_bias": rng.normal(size=2),
-            "first_weight": np.zeros(len(FIRST_INPUTS)),
-            "first_bias": [0.0],
+            "history_weight": np.zeros((HISTORY_DEPTHS, len(HISTORY_INPUTS))),
+            "history_bias": np.zeros(HISTORY_DEPTHS),
         }
     )
 

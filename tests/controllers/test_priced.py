@@ -38,6 +38,8 @@ def moderate() -> Any:
 class ByTheRule(Controller):
     """The functions of `price_rule` one after the other, for what ``model`` has chosen as its action."""
 
+    asks_every_level = trims = True
+
     def __init__(self, model: PricedController) -> None:
         self.model, self.costs = model, model.costs
 
@@ -57,7 +59,7 @@ class ByTheRule(Controller):
         self.per_level = work[2] + work[5]
         self.state, self.survival, self.planned = state, np.ones(requests), 0
         self.survivals = np.zeros((requests, action.max_length))
-        chance = self.model.predictor.first(state.temperature, state.acceptance_rate).astype(float)
+        chance = self.model.predictor.history.of_state(state)[:, 0]
         allowed = np.minimum(state.max_num_speculative_tokens, self.model.maximum)
         able = np.flatnonzero(allowed > 0)
         behind = np.zeros(requests)
@@ -142,9 +144,8 @@ def test_confident_drafts_grow_longer(batch: int) -> None:
     inside = np.zeros((12, 1))
     inside[0] = 4.0
     weights: dict[str, Any] = {"hidden_weight": inside, "hidden_bias": [-2.0], "output_weight": np.full((1, 2), 4.0)}
-    predictor = AcceptancePredictor(
-        weights | {"output_bias": [0.0, 0.0], "first_weight": np.zeros(4), "first_bias": [1.0]}
-    )
+    history = {"history_weight": np.zeros((8, 5)), "history_bias": np.ones(8)}
+    predictor = AcceptancePredictor(weights | {"output_bias": [0.0, 0.0]} | history)
     drafted = []
     for sure in (0.1, 0.5, 0.95):
         rounds = [

@@ -10,6 +10,7 @@ import pytest
 
 from specpilot.controllers import ConstantController, Decision, RoundOutcome, RoundState
 from specpilot.engine import Engine, EngineConfig, FinishReason, Pair, RequestError, SamplingParams
+from specpilot.tests.support.rounds import seen_rate
 
 from ..support.controllers import RandomController
 
@@ -281,8 +282,7 @@ def test_the_controller_sees_what_happens(tiny_pair: Pair) -> None:
             generated[request_id] = done + kept + 1
             last[request_id] = (drafted, kept)
             if drafted:
-                old = rates.get(request_id)
-                rates[request_id] = kept / drafted if old is None else 0.8 * old + 0.2 * kept / drafted
+                rates[request_id] = seen_rate(rates.get(request_id), kept, drafted)
         assert min(outcome.draft_seconds, outcome.verify_seconds, outcome.host_seconds) >= 0
     assert set(generated.values()) == {20}
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from specpilot.controllers import Controller, Decision, DraftLevel, RoundOutcome, RoundState
 from specpilot.engine import ControllerError, Engine, EngineConfig, Pair, SamplingParams, TokenTree
+from specpilot.tests.support.rounds import seen_rate
 
 from ..support.controllers import TrimmingController
 
@@ -51,8 +52,7 @@ def test_counts_history_and_lag_follow_what_was_verified(tiny_pair: Pair, num_ca
             if num_candidates == 1 and request_id in exact_lag:
                 assert state.lag[row] == exact_lag[request_id]
             if verified:
-                old = rates.get(request_id)
-                rates[request_id] = kept / verified if old is None else 0.8 * old + 0.2 * kept / verified
+                rates[request_id] = seen_rate(rates.get(request_id), kept, verified)
             if drafted:  # the drafter has fed itself all but its last token
                 exact_lag[request_id] = 1 if kept == drafted else 0
             elif request_id in exact_lag:

@@ -79,7 +79,7 @@ def test_lengths_and_requests_end_an_episode() -> None:
     env.reset(seed=0)
     rounds, terminated, tokens = 0, False, 0
     while not terminated:
-        _, _, terminated, truncated, info = env.step(np.asarray([5, 3]))
+        _, _, terminated, truncated, info = env.step(np.asarray([5, 3, 0]))
         rounds, tokens = rounds + 1, tokens + info["tokens"]
         if truncated:
             break
@@ -93,7 +93,7 @@ def test_rewards_are_what_the_manual_says(kind: str) -> None:
     tokens_so_far = seconds_so_far = 0.0
     for _ in range(30):
         plain, requests = np.exp(observation[32]), observation[0]
-        observation, reward, _, _, info = env.step(np.asarray([3, 3]))
+        observation, reward, _, _, info = env.step(np.asarray([3, 3, 0]))
         tokens, seconds = info["tokens"], info["seconds"]
         assert info["decoding"] == requests
         if kind == "round_ratio":
@@ -107,17 +107,18 @@ def test_rewards_are_what_the_manual_says(kind: str) -> None:
 
 
 def test_actions_are_what_the_price_rule_is_told() -> None:
-    env = SpeculationLengthEnv(**settings(lengths=(0, 2, 6), prices=(0.0, 1.0, 50.0)))
-    env.reset(seed=0)
+    env = SpeculationLengthEnv(**settings(lengths=(0, 2, 6), prices=(0.0, 1.0, 50.0), asks=(True, False)))
     drafted = {}
-    for action in ([0, 1], [1, 0], [2, 0], [2, 2]):
+    for action in ([0, 1, 0], [1, 0, 0], [2, 0, 0], [2, 2, 0], [2, 2, 1], [2, 0, 1], [2, 1, 1]):
+        env.reset(seed=0)
         counts = []
         for _ in range(6):
             info = env.step(np.asarray(action))[4]
             counts.append(info["drafted"] / info["decoding"])
         drafted[tuple(action)] = np.mean(counts)
-    assert drafted[0, 1] == 0 and drafted[2, 2] < 0.5
-    assert 1.5 < drafted[1, 0] <= 2 < drafted[2, 0] <= 6
+    assert drafted[0, 1, 0] == 0 and drafted[2, 2, 0] < 0.5 and drafted[2, 2, 1] < 0.5
+    assert 1.5 < drafted[1, 0, 0] <= 2 < drafted[2, 0, 0] <= 6 and 2 < drafted[2, 0, 1] <= 6
+    assert 0 < drafted[2, 1, 1] < drafted[2, 0, 1]
 
 
 # ---------------------------------------------------------------------- stop or continue
@@ -251,7 +252,7 @@ def test_pictures_and_texts_show_the_rounds(environment: Any) -> None:
     empty = drawn.render()
     told = environment(**settings(render_mode="ansi"))
     told.reset(seed=0)
-    action = np.int64(1) if environment is StopContinueEnv else np.asarray([3, 3])
+    action = np.int64(1) if environment is StopContinueEnv else np.asarray([3, 0, 0])
     info: dict[str, Any] = {}
     while not info:
         drawn.step(action)

@@ -36,7 +36,7 @@ def test_one_engine_is_the_single_environment() -> None:
     many, _ = vector.reset(seed=3)
     assert many.tolist() == [one.tolist()]
     for number in range(20):
-        action = np.asarray([number % 6, number % 5])
+        action = np.asarray([number % 6, number % 5, number % 2])
         one, reward, _, truncated, info = env.step(action)
         many, rewards, _, late, infos = vector.step(action[None])
         assert (rewards[0], bool(late[0]), infos["tokens"][0]) == (reward, truncated, info["tokens"])
@@ -69,7 +69,7 @@ def test_a_seed_repeats_all_engines() -> None:
     runs = []
     for seed in (1, 1, 2, [1, 2, 3], [1, 2, 3]):
         first, _ = env.reset(seed=seed)
-        runs.append([first.tolist(), *(env.step(np.full((3, 2), 2))[1].tolist() for _ in range(30))])
+        runs.append([first.tolist(), *(env.step(np.tile([2, 2, 1], (3, 1)))[1].tolist() for _ in range(30))])
     assert runs[0] == runs[1] != runs[2] and runs[3] == runs[4] != runs[0]
 
 

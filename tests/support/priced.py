@@ -20,7 +20,8 @@ from specpilot.controllers import (
     RoundState,
     TreePolicy,
 )
-from specpilot.controllers.acceptance import FIRST_INPUTS, LEVEL_INPUTS
+from specpilot.controllers.acceptance import LEVEL_INPUTS
+from specpilot.controllers.acceptance_history import HISTORY_DEPTHS, HISTORY_INPUTS
 from specpilot.controllers.policies import factored_tiers
 
 from .rounds import memory_bound, round_state
@@ -37,8 +38,8 @@ def random_predictor(seed: int = 0, hidden: int = 4) -> AcceptancePredictor:
             "hidden_bias": rng.normal(size=hidden),
             "output_weight": rng.normal(size=(hidden, 2)),
             "output_bias": rng.normal(size=2) + 1,
-            "first_weight": rng.normal(size=len(FIRST_INPUTS)),
-            "first_bias": rng.normal(size=1) + 1,
+            "history_weight": rng.normal(size=(HISTORY_DEPTHS, len(HISTORY_INPUTS))),
+            "history_bias": rng.normal(size=HISTORY_DEPTHS) + 1,
         }
     )
 
@@ -114,6 +115,9 @@ def play(own: Controller, state: RoundState, rng: np.random.Generator, sure: flo
         if not len(active):
             break
         drafted[active] = depth
+        if not own.asks_every_level:
+            active = active[lengths[active] > depth]
+            continue
         whole = confidences[depth - 1]
         told = DraftLevel(
             depth,
@@ -121,7 +125,7 @@ def play(own: Controller, state: RoundState, rng: np.random.Generator, sure: flo
             *(getattr(whole, name)[active] for name in ("top1_probability", "entropy", "margin", "agreement")),
         )
         active = active[own.keep_drafting(told) & (lengths[active] > depth)]
-    verified = own.verify_lengths(drafted) if drafted.any() else drafted
+    verified = own.verify_lengths(drafted) if own.trims and drafted.any() else drafted
     kept = np.minimum(verified, agreed)
     own.observe(RoundOutcome(drafted, verified, kept, kept + 1, 0.004, 0.006, 0.001, 0.001))
     return lengths.tolist(), drafted.tolist(), verified.tolist()

@@ -12,9 +12,10 @@ from specpilot.controllers import AcceptancePredictor
 from specpilot.envs.trace import Trace
 from specpilot.train.predictor import (
     CeilingPredictor,
-    first_rows,
     fit_ceiling,
+    fit_history,
     fit_predictor,
+    history_rows,
     judge,
     level_rows,
     quality,
@@ -89,10 +90,12 @@ def test_rows_are_the_tokens_that_were_reached_and_lie_within_the_output() -> No
 
 def test_a_request_has_no_history_in_its_first_round_and_its_own_afterwards() -> None:
     trace = made_trace(0, requests=4, length=30)[0]
-    rows = first_rows(replace(trace, accepted_length=np.minimum(trace.accepted_length, 0)), seed=0)
+    rows = history_rows(replace(trace, accepted_length=np.minimum(trace.accepted_length, 0)), seed=0)
     assert np.isnan(rows.acceptance_rate).sum() == 4 * 4
-    assert set(rows.acceptance_rate[~np.isnan(rows.acceptance_rate)].tolist()) == {0.0}
-    assert len(rows.accepted) == 4 * 4 * 30 and not rows.accepted.any()
+    known = rows.acceptance_rate[~np.isnan(rows.acceptance_rate)]
+    assert set(known.round(9).tolist()) == {round(0.7 * 0.94**rounds, 9) for rounds in range(1, 30)}
+    assert len(rows.kept) == 4 * 4 * 30 and not rows.kept.any() and not rows.whole.any()
+    assert rows.reaching(1).all() and not rows.reaching(2).any()
 
 
 def test_the_fit_comes_close_to_the_truth_on_other_requests(fitted: AcceptancePredictor) -> None:
@@ -116,7 +119,18 @@ def test_a_token_tells_about_its_successor(fitted: AcceptancePredictor) -> None:
 def test_the_first_token_is_predicted_from_history(fitted: AcceptancePredictor) -> None:
     for own in quality(fitted, made_trace(1)[0], "first").values():
         assert own.calibration_error < 0.05
-    assert fitted.first(np.asarray([0.0]), np.asarray([0.5])) > fitted.first(np.asarray([1.0]), np.asarray([0.5]))
+    cold, hot = fitted.history.chances([0.5, 0.5], [False, False], [0.0, 1.0])
+    assert (cold[:2] > hot[:2]).all()
+
+
+def test_a_recording_without_confidence_teaches_what_histories_promise(train: Trace) -> None:
+    bare = replace(train, confidence=None)
+    predictor, rows = fit_history(bare, 0), history_rows(bare, 0)
+    assert not predictor.level_features
+    chances = predictor.history.chances(rows.acceptance_rate, rows.whole, rows.temperature)
+    for depth in range(1, 4):
+        own = rows.reaching(depth)
+        assert judge(chances[own, depth - 1], rows.kept[own] >= depth).calibration_error < 0.05
 
 
 def test_the_ceiling_is_as_good_and_uses_earlier_levels_where_they_help() -> None:

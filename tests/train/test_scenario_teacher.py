@@ -1,4 +1,4 @@
-"""The teacher of a scenario is the policy, unless a constant is faster there on held-out requests."""
+"""The teacher of a scenario is the policy, unless one action is faster there on held-out requests."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> PpoConfig:
     random_trace(48).save(record / "train.npz")
     rich_surface().save(record / "cost_surface.json")
     return PpoConfig(
-        str(record), "", SCENARIOS, lengths=(0, 2, 4), prices=(1.0,), asked_lengths=(4,), max_num_seqs=4,
-        evaluation_requests=6, evaluation_seeds=1,
+        str(record), "", SCENARIOS, lengths=(0, 2, 4), prices=(1.0,), asked_lengths=(4,), planned_lengths=(4,),
+        planned_prices=(1.0,), max_num_seqs=4, evaluation_requests=6, evaluation_seeds=1,
     )  # fmt: skip
 
 
@@ -34,23 +34,22 @@ def material(config: PpoConfig, tmp_path_factory: pytest.TempPathFactory) -> Mat
 
 def test_a_policy_that_is_never_beaten_teaches_everywhere(config: PpoConfig, material: Material) -> None:
     beaten = ScenarioTeacher(FixedPolicy(Action(0, 0.0)), config.tiers, material, config, 1)
-    best = {beaten.length(number) for number in range(len(SCENARIOS))} - {None}
-    assert best
-    length = max(own for own in best if own is not None)
-    same = ScenarioTeacher(FixedPolicy(Action(length, 0.0)), config.tiers, material, config, 1)
-    number = next(own for own in range(len(SCENARIOS)) if beaten.length(own) == length)
-    assert same.length(number) is None  # The best constant does not beat itself.
+    number = next(own for own in range(len(SCENARIOS)) if beaten.action(own) is not None)
+    best = beaten.action(number)
+    assert best is not None and best in config.tiers and not (best.asks and best.price)
+    same = ScenarioTeacher(FixedPolicy(best), config.tiers, material, config, 1)
+    assert same.action(number) is None  # The best action does not beat itself.
 
 
-def test_labels_are_the_constant_where_it_teaches_and_the_policy_elsewhere(
+def test_labels_are_the_fixed_action_where_it_teaches_and_the_policy_elsewhere(
     config: PpoConfig, material: Material
 ) -> None:
     policy = FixedPolicy(Action(4, 1.0))
     teaching = ScenarioTeacher(policy, config.tiers, material, config, 1)
-    teaching.constants = np.asarray([teaching.number[Action(2, 0.0)], -1])
+    teaching.fixed = np.asarray([teaching.number[Action(2, 0.0)], -1])
     fleet = material.training_fleet(4, 0)
     for e in range(4):
         fleet.reset(e, scenario=e % 2)
     labels = [config.tiers[own] for own in teaching.labels(fleet).tolist()]
     assert labels == [Action(2, 0.0), Action(4, 1.0)] * 2
-    assert teaching.length(0) == 2 and teaching.length(1) is None
+    assert teaching.action(0) == Action(2, 0.0) and teaching.action(1) is None

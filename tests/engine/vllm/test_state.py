@@ -14,6 +14,7 @@ import pytest
 from specpilot.controllers import RoundState
 from specpilot.tests.engine.vllm.conftest import LONGEST, Served
 from specpilot.tests.engine.vllm.test_scheduler import Watched, of_everyone, random_each, random_uniform
+from specpilot.tests.support.rounds import seen_rate
 
 vllm = pytest.importorskip("vllm")
 
@@ -49,8 +50,7 @@ def test_counts_of_a_request_follow_its_text(steered: Served, evaluation_prompts
             generated += int(outcome.num_committed[at])
             last = (int(outcome.num_drafted[at]), int(outcome.accepted_length[at]))
             if outcome.num_verified[at]:
-                newest = last[1] / int(outcome.num_verified[at])
-                rate = newest if math.isnan(rate) else rate + 0.2 * (newest - rate)
+                rate = seen_rate(None if math.isnan(rate) else rate, last[1], int(outcome.num_verified[at]))
         assert generated == by_length[length]
 
 
