@@ -22,6 +22,7 @@ from specpilot.controllers import (
     PricedController,
     TurboSpecController,
 )
+from specpilot.controllers.action import factored_tiers
 from specpilot.envs.replay import Served
 from specpilot.envs.replay_state import Recording
 from specpilot.train.baseline_tuning import PRICES, SEED, BaselineTuning, TunedBaselines, best_of, warmed_adaptive
@@ -34,6 +35,8 @@ OFF, CEILING = "off", "informed_ceiling"
 UNIFORM, REQUEST = "uniform_oracle", "request_oracle"
 PRICE_RULE = "price_rule"
 PUBLISHED_THRESHOLD = 0.4
+CEILING_LENGTHS = (2, 3, 4, 6)
+"""And the longest: what the informed ceiling's drafts may be bounded by."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,8 @@ class Ceiling:
     """The best predictor's chances on the evaluation recording, and what was found on training requests."""
 
     recording: Recording
-    prices: dict[str, float]
-    """The best price multiplier of each scenario."""
+    actions: dict[str, Action]
+    """The best one of each scenario."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +126,7 @@ class Field:
         served = {name: stage.engine(schedule).serve(make()) for name, make in self.controllers().items()}
         served[PRICE_RULE] = serve_priced(stage, self.recording, schedule, Action(self.longest, self.tuned.price))
         if self.ceiling is not None:
-            action = Action(self.longest, self.ceiling.prices[scenario.name])
+            action = self.ceiling.actions[scenario.name]
             served[CEILING] = serve_priced(without_asking(stage), self.ceiling.recording, schedule, action)
         best = max(getattr(own, scenario.figure) for own in served.values())
         for name, per_request in ((UNIFORM, False), (REQUEST, True)):
@@ -141,10 +144,10 @@ def tune(stage: Stage, predictor: AcceptancePredictor, config: ScenarioConfig) -
     return BaselineTuning(stage, Recording.of(stage.trace, predictor), config).run()
 
 
-def ceiling_prices(
+def ceiling_actions(
     stage: Stage, predictor: AcceptancePredictor, own_scenarios: list[Scenario], seed: int
-) -> dict[str, float]:
-    """Each scenario's best price, found on one half of the training requests by a predictor fitted to the other.
+) -> dict[str, Action]:
+    """The best length and price of each scenario, on one half of the training requests with a predictor of the other.
 
     Chances on requests that were fitted to would be too sure of themselves, and the price with them.
     """
@@ -154,16 +157,16 @@ def ceiling_prices(
     fitted, held_out = trace.select(order[:half]), trace.select(order[half:])
     own = without_asking(Stage.build(held_out, stage.surface, config, stage.arrivals))
     recording = ceiling_recording(fit_ceiling(fitted, seed), predictor, held_out)
-    return {scenario.name: _best_price(own, recording, scenario) for scenario in own_scenarios}
+    return {scenario.name: _best_action(own, recording, scenario) for scenario in own_scenarios}
 
 
-def _best_price(stage: Stage, recording: Recording, scenario: Scenario) -> float:
+def _best_action(stage: Stage, recording: Recording, scenario: Scenario) -> Action:
     longest = stage.trace.max_num_speculative_tokens
     schedules = [stage.schedule(scenario, SEED + number) for number in range(2)]
 
-    def figure(price: float) -> float:
-        action = Action(longest, price)
+    def figure(action: Action) -> float:
         runs = (serve_priced(stage, recording, own, action) for own in schedules)
         return sum(float(getattr(run, scenario.figure)) for run in runs)
 
-    return best_of(PRICES, figure)
+    lengths = sorted({min(length, longest) for length in (*CEILING_LENGTHS, longest)})
+    return best_of(factored_tiers(lengths, PRICES), figure)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from specpilot.controllers import AcceptancePredictor, CostSurface
+from specpilot.controllers import AcceptancePredictor, Action, CostSurface
 from specpilot.envs.replay import ReplayConfig, Served
 from specpilot.envs.replay_state import Recording
 from specpilot.envs.trace import Trace
@@ -29,7 +29,7 @@ from specpilot.train.contenders import (
     Ceiling,
     ControllerFile,
     Field,
-    ceiling_prices,
+    ceiling_actions,
     file_digest,
     train_predictor,
     tune,
@@ -40,7 +40,7 @@ from specpilot.train.run_record import write_json
 from specpilot.train.scenarios import Scenario, ScenarioConfig, Stage, scenarios
 
 NAMES_TAKEN = (OFF, PRICE_RULE, CEILING, UNIFORM, REQUEST)
-VERSION = 1
+VERSION = 2
 """Of the parts; a part of another version is made again."""
 
 
@@ -148,8 +148,9 @@ class ReplayEvaluation:
         """All contenders, tuned and fitted."""
         own, found = self, self.tuning
         ceiling = None
-        if found["prices"] is not None:
-            ceiling = Ceiling(ceiling_recording(own.best, own.predictor, own.stage.trace), found["prices"])
+        if found["ceiling"] is not None:
+            actions = {name: Action(*action) for name, action in found["ceiling"].items()}
+            ceiling = Ceiling(ceiling_recording(own.best, own.predictor, own.stage.trace), actions)
         recording = Recording.of(own.stage.trace, own.predictor)
         tuned = TunedBaselines.parse(found["baselines"])
         return Field(own.stage, recording, own.predictor, own.train, tuned, ceiling, own.config.controllers)
@@ -171,10 +172,10 @@ class ReplayEvaluation:
             return dict(found)
         print("== tuning on the training requests", flush=True)
         informed = self.train.trace.confidence is not None and self.stage.trace.confidence is not None
-        prices = ceiling_prices(self.train, self.predictor, self.scenarios, self.config.seed) if informed else None
+        actions = ceiling_actions(self.train, self.predictor, self.scenarios, self.config.seed) if informed else None
         fresh = {
             "baselines": asdict(tune(self.train, self.predictor, self.config.scenarios)),
-            "prices": prices,
+            "ceiling": actions,
             "quality": self._quality() if informed else {},
         }
         self._write("tuning", self._tuning_key, fresh)
