@@ -28,8 +28,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "full": {},
     "reward: per-round ratio": {"reward": "round_ratio"},
     "reward: tokens - price x seconds of the machine": {"reward": "throughput"},
-    "lengths alone, no questions": {"prices": []},
-    "questions alone, or off": {"lengths": [0]},
+    "constant lengths alone": {"planned_lengths": [], "prices": []},
+    "no questions": {"prices": []},
+    "no plans": {"planned_lengths": []},
     "little foresight (gamma 0)": {"gamma": 0.0},
 }
 """What is overridden in the configuration of train/ppo.py."""

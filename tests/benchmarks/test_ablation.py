@@ -24,10 +24,15 @@ def test_every_variant_is_a_configuration_that_differs_in_what_it_says(name: str
     assert changed == set(VARIANTS[name])
 
 
-def test_lengths_alone_ask_nothing_and_questions_alone_have_no_other_constant_than_off() -> None:
-    assert all(action.price == 0 for action in settings("lengths alone, no questions").tiers)
-    asked = settings("questions alone, or off").tiers
-    assert [action.max_length for action in asked if action.price == 0] == [0] and len(asked) > 1
+def test_variants_without_a_kind_of_action_have_none_of_it() -> None:
+    def kinds(name: str) -> set[tuple[bool, bool]]:
+        return {(action.price > 0, action.asks) for action in settings(name).tiers}
+
+    constant, asked, planned = (False, True), (True, True), (True, False)
+    assert kinds("full") == {constant, asked, planned}
+    assert kinds("constant lengths alone") == {constant}
+    assert kinds("no questions") == {constant, planned}
+    assert kinds("no plans") == {constant, asked}
 
 
 def test_figures_are_geometric_means_over_scenarios() -> None:
