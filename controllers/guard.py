@@ -94,6 +94,7 @@ class GuardedController(Controller):
         self._own_round = True  # The inner controller decided this round and has not failed since.
         self._faulty = False
         self._batch = 0
+        self._known_features: Collection[str] = LEVEL_FEATURES
         self._follow(inner, LEVEL_FEATURES)
 
     # ------------------------------------------------------------------ the round
@@ -114,6 +115,17 @@ class GuardedController(Controller):
         self._follow(self.fallback, self.fallback.level_features)
         self._decided = False
         return self.fallback.decide(state)
+
+    def repeat(self, unseen: int = 0) -> bool:
+        """Begin a round of as many requests with the last decision, without asking; if False, `decide` has to.
+
+        That is where the last answer was not the inner controller's, and in a probe. ``unseen``: rounds that `observe`
+        will be told of later.
+        """
+        if not self._own_round or self._away > 0 or self._probe.is_due(unseen):
+            return False
+        self.report.rounds += 1
+        return True
 
     def keep_drafting(self, level: DraftLevel) -> BoolArray:
         """See `Controller.keep_drafting`."""
@@ -183,13 +195,20 @@ class GuardedController(Controller):
 
     def _checked_decision(self, decision: Any) -> Decision:
         lengths = _checked_integers(decision.num_speculative_tokens, self._batch)
-        if lengths.size and not 0 <= int(lengths.min()) <= int(lengths.max()) <= MAX_LENGTH:
-            raise _FaultError("out_of_range", f"lengths must be 0 … {MAX_LENGTH}, got {lengths.tolist()!r:.80}")
+        told = lengths.tolist()  # Of a small batch the numbers take less time than calls of NumPy.
+        if told and not 0 <= min(told) <= max(told) <= MAX_LENGTH:
+            raise _FaultError("out_of_range", f"lengths must be 0 … {MAX_LENGTH}, got {told!r:.80}")
         features: Any = self.inner.level_features
-        if not set(features) <= set(LEVEL_FEATURES):
-            raise _FaultError("missing_feature", f"'level_features' names {features!r:.80}; there are {LEVEL_FEATURES}")
+        if features is not self._known_features:
+            self._check_features(features)
         self._follow(self.inner, features)
         return Decision(lengths)
+
+    def _check_features(self, features: Any) -> None:
+        if not set(features) <= set(LEVEL_FEATURES):
+            raise _FaultError("missing_feature", f"'level_features' names {features!r:.80}; there are {LEVEL_FEATURES}")
+        if type(features) is tuple:  # What cannot change need not be looked at again.
+            self._known_features = features
 
     def _follow(self, who: Controller, features: Collection[str]) -> None:
         """What the engine reads before it asks."""
@@ -198,8 +217,10 @@ class GuardedController(Controller):
 
     def _prove(self, outcome: RoundOutcome) -> None:
         """Enter the round into the probe; demote where it says so."""
+        if self._away > 0 or self._probe.rests():
+            return
         seconds = outcome.draft_seconds + outcome.verify_seconds + outcome.catch_up_seconds + outcome.host_seconds
-        if self._away > 0 or not self._probe.enter(self._batch, int(outcome.num_committed.sum()), seconds):
+        if not self._probe.enter(int(outcome.num_committed.sum()), seconds):
             return
         self.report.probes += 1
         self.report.speed_ratio = ratio = self._probe.speed_ratio

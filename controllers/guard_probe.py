@@ -39,6 +39,10 @@ class Probe:
             self._until = max(1, int(self._interval))
             self._reset()
 
+    def is_due(self, rounds: int) -> bool:
+        """Whether a probe is under way or begins within so many ``rounds``."""
+        return self._every > 0 and self._until <= rounds
+
     def wants_fallback(self, batch: int) -> bool:
         """Whether the fallback should decide the coming round of ``batch`` requests."""
         if self._every == 0 or self._until > 0:
@@ -50,13 +54,17 @@ class Probe:
             return False
         return self._step < self._rounds
 
-    def enter(self, batch: int, tokens: int, seconds: float) -> bool:
-        """Note a round; True where it has completed a probe."""
+    def rests(self) -> bool:
+        """Note a round of no probe; False where one is under way, which `enter` notes."""
         if self._every == 0:
-            return False
+            return True
         if self._until > 0:
             self._until -= 1
-            return False
+            return True
+        return False
+
+    def enter(self, tokens: int, seconds: float) -> bool:
+        """Note a round of a probe; True where it has completed it."""
         block, number = divmod(self._step, self._rounds)
         if number > 0:
             self._tokens[block] += tokens

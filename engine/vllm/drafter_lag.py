@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -25,13 +25,14 @@ class DrafterLag:
         # The last token covered is fed again with the first draft pass, as is a prompt's first.
         return max(0, int(request.num_computed_tokens) + 1 - max(covered, 1))
 
-    def step_done(self, length: int, requests: Iterable[Any]) -> None:
+    def step_done(self, length: int, requests: Sequence[Any]) -> None:
         """A step with ``length`` = K ran ``requests``; their counts are those after it."""
+        if length > 0:
+            self._covered.update([(request.request_id, request.num_computed_tokens + 1) for request in requests])
+            return
         for request in requests:
             reached = int(request.num_computed_tokens) + 1
-            if length > 0:
-                self._covered[request.request_id] = reached
-            elif request.request_id in self._covered:  # a preempted request starts again below what it had
+            if request.request_id in self._covered:  # a preempted request starts again below what it had
                 self._covered[request.request_id] = min(self._covered[request.request_id], reached)
             else:
                 self._covered[request.request_id] = max(getattr(request, "num_cached_tokens", 0), 0)

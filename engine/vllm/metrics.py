@@ -34,6 +34,7 @@ GAUGES = {
 _OFF_WEIGHT = 0.02
 """Of the newest step in ``off_step_ratio``."""
 _MILLION = 1_000_000  # Integers travel.
+_SENT_EVERY = 8  # Steps.
 
 
 @dataclass
@@ -44,32 +45,52 @@ class SteeringCounts:
     off_ratio: float = 0.0
     seconds: float = 0.0
     """That the plugin took."""
-    totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0))
+    steps: int = 0
+    off_steps: int = 0
+    switches: int = 0
+    drafted_tokens: int = 0
+    wasted_draft_tokens: int = 0
     fallbacks: int = 0
     is_static: bool = False
+    _kept: int = 0
     _sent: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0))
 
     def enter_decision(self, length: int, counts: bool, seconds: float) -> None:
         """K of a step; ``counts``: whether any request decodes in it."""
         self.seconds += seconds
-        if counts:
-            self.totals["switches"] += self.totals["steps"] > 0 and length != self.length
-            self.totals["steps"] += 1
-            self.totals["off_steps"] += length == 0
-            self.off_ratio += _OFF_WEIGHT * ((length == 0) - self.off_ratio)
+        if not counts:
+            return
+        is_off = length == 0
+        if length != self.length:
+            self.switches += self.steps > 0
             self.length = length
+        self.steps += 1
+        self.off_steps += is_off
+        self.off_ratio += _OFF_WEIGHT * (is_off - self.off_ratio)
 
     def enter_outcome(self, drafted: int, accepted: int) -> None:
         """What a step drafted and kept."""
-        self.totals["drafted_tokens"] += drafted
-        self.totals["wasted_draft_tokens"] += drafted - accepted
+        self.drafted_tokens += drafted
+        self.wasted_draft_tokens += drafted - accepted
+
+    def is_due(self, is_idle: bool) -> bool:
+        """Whether a step shall send what was counted: now and then, and when there is nothing left to do."""
+        self._kept = 0 if is_idle else (self._kept + 1) % _SENT_EVERY
+        return self._kept == 0
 
     def drain(self) -> dict[str, int]:
         """What was counted since the last call, in the form in which it travels."""
-        self.totals["fallback_steps"] = max(self.fallbacks, self._sent["fallback_steps"])
-        self.totals["decision_nanoseconds"] = int(self.seconds * 1e9)
-        news = {_KEY + name: total - self._sent[name] for name, total in self.totals.items()}
-        self._sent = dict(self.totals)
+        totals = {
+            "steps": self.steps,
+            "off_steps": self.off_steps,
+            "switches": self.switches,
+            "drafted_tokens": self.drafted_tokens,
+            "wasted_draft_tokens": self.wasted_draft_tokens,
+            "fallback_steps": max(self.fallbacks, self._sent["fallback_steps"]),
+            "decision_nanoseconds": int(self.seconds * 1e9),
+        }
+        news = {_KEY + name: total - self._sent[name] for name, total in totals.items()}
+        self._sent = totals
         gauges = {
             "speculation_length": self.length,
             "off_step_ratio": int(self.off_ratio * _MILLION),

@@ -23,12 +23,14 @@ class Pacer:
         """K of the last step; None before the first wish, which is granted."""
         self._held = 0  # steps since the last change
         self._run = list[int]()  # wishes in a row on the same side of K
+        self._rested = 0  # steps in a row without a wish though K might have changed
 
     def follow(self, wish: int, loaded: bool = False) -> int:
         """K of the coming step. ``wish``: what the controller asks for; ``loaded``: requests wait."""
         if self.length is None:
             self.length = wish
         self._held += 1
+        self._rested = 0
         length = self.length
         if self._run and (wish > length) != (self._run[-1] > length):
             self._run.clear()
@@ -41,9 +43,29 @@ class Pacer:
             return length
         asked = self._run[-self._confirm_steps :]
         self.length = 0 if urgent else min(asked) if wish > length else max(asked)
-        self._held = 0
+        self._held, self._rested = 0, self._dwell_steps  # After the dwell time the first wish is asked for at once.
         self._run.clear()
         return self.length
+
+    @property
+    def may_rest(self) -> bool:
+        """Whether the coming step needs no wish, provided that the same requests run and nobody waits.
+
+        That is where K could not change before ``confirm_steps`` wishes more; and as long as wishes agree with K they
+        are asked for once in ``dwell_steps`` steps.
+        """
+        if self.length is None or self._confirm_steps == 1:
+            return False
+        if self._held < self._dwell_steps - self._confirm_steps:
+            return True
+        return not self._run and self._rested < self._dwell_steps - 1
+
+    def rest(self) -> None:
+        """A step in which K stays and nothing is wished for."""
+        if self._held >= self._dwell_steps - self._confirm_steps:
+            self._rested += 1
+        self._held += 1
+        self._run.clear()
 
 
 class PacedController(Controller):

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _SPARE = 16
 """Histories of ended requests that are not worth looking for."""
+_TOKENS_AHEAD = 2
+"""See `room`."""
 
 
 @dataclass(slots=True)
@@ -39,7 +41,8 @@ class RequestHistory:
     def enter(self, drafted: int, verified: int, accepted: int) -> None:
         """A round of the request."""
         self.last_length, self.last_accepted = drafted, accepted
-        self.acceptance_rate = next_rate(self.acceptance_rate, accepted, verified)
+        if verified:
+            self.acceptance_rate = next_rate(self.acceptance_rate, accepted, verified)
 
 
 class Histories:
@@ -63,20 +66,51 @@ class Histories:
             self._own = {name: history for name, history in self._own.items() if name in alive}
 
 
-def decoding_requests(scheduler: Scheduler, scheduled: SchedulerOutput) -> list[Request]:
-    """Those that will have all but their newest token computed after this step: they get drafts.
+@dataclass(slots=True)
+class DecodingBatch:
+    """The requests that decode in a step, in one order."""
 
-    To be called before ``Scheduler._update_after_schedule`` moves ``num_computed_tokens`` on.
-    """
-    chosen = []
-    for request_id, count in scheduled.num_scheduled_tokens.items():
-        request = scheduler.requests[request_id]
-        if request.num_computed_tokens + count >= request.num_tokens + request.num_output_placeholders:
-            chosen.append(request)
-    return chosen
+    requests: Sequence[Request] = ()
+    names: tuple[str, ...] = ()
+    histories: Sequence[RequestHistory] = ()
+    contexts: list[int] = field(default_factory=list)
+    """Tokens of each."""
+    outputs: list[int] = field(default_factory=list)
+    """Of these, tokens generated."""
+    left: list[int] = field(default_factory=list)
+    """Tokens that each may still generate."""
+
+    @classmethod
+    def of(cls, scheduler: Scheduler, scheduled: SchedulerOutput, before: DecodingBatch, own: Histories) -> Self:
+        """Those that will have all but their newest token computed after this step: they get drafts.
+
+        To be called before ``Scheduler._update_after_schedule`` moves ``num_computed_tokens`` on. ``before``: of the
+        step before, mostly the same.
+        """
+        known, contexts, outputs, left = scheduler.requests, list[int](), list[int](), list[int]()
+        requests: list[Request] = []
+        for name, count in scheduled.num_scheduled_tokens.items():
+            request = known[name]
+            context = request.num_tokens
+            if request.num_computed_tokens + count >= context + request.num_output_placeholders:
+                output = request.num_output_tokens
+                requests.append(request)
+                contexts.append(context)
+                outputs.append(output)
+                left.append(request.max_tokens - output)
+        names = tuple([request.request_id for request in requests])
+        histories = before.histories if names == before.names else [own[name] for name in names]
+        return cls(requests, names, histories, contexts, outputs, left)
+
+    def least_room(self, max_model_len: int) -> int:
+        """`room` of the request that has the least, which may be negative."""
+        return min(min(self.left), max_model_len - max(self.contexts)) - _TOKENS_AHEAD
 
 
-def room(request: Request, longest: int, max_model_len: int, tokens_ahead: int = 2) -> int:
+NOBODY = DecodingBatch()
+
+
+def room(request: Request, longest: int, max_model_len: int, tokens_ahead: int = _TOKENS_AHEAD) -> int:
     """Tokens that may be drafted for ``request``, at most ``longest``.
 
     ``tokens_ahead``: what it gains for certain before a draft counts: one token of the step that is scheduled, unless
@@ -88,36 +122,24 @@ def room(request: Request, longest: int, max_model_len: int, tokens_ahead: int =
 
 def round_state(
     scheduler: Scheduler,
-    requests: Sequence[Request],
-    histories: Histories,
+    batch: DecodingBatch,
     longest: int,
     arrival_rates: tuple[float, float],
     lag: Callable[[Request], int] | None,
 ) -> RoundState:
-    """State of ``requests``; ``longest``: vLLM's ``num_speculative_tokens``; ``lag``: None where it is always 0."""
-    names = tuple([request.request_id for request in requests])
-    own = [histories[name] for name in names]
-    max_model_len = scheduler.max_model_len
+    """State of ``batch``; ``longest``: vLLM's ``num_speculative_tokens``; ``lag``: None where it is always 0."""
+    requests, own, count = batch.requests, batch.histories, len(batch.names)
     running, waiting = scheduler.get_request_counts()
-    # Two arrays for nine: between two steps of a model each call of NumPy is a cold one.
-    whole = np.array(
-        [
-            [request.num_tokens for request in requests],
-            [request.num_output_tokens for request in requests],
-            [0 if lag is None else lag(request) for request in requests],
-            [room(request, longest, max_model_len) for request in requests],
-            [history.last_length for history in own],
-            [history.last_accepted for history in own],
-            [request.max_tokens - request.num_output_tokens for request in requests],
-        ],
-        dtype=np.int64,
-    )
-    context, generated, lags, rooms, lengths, accepted, left = whole
-    rates, temperatures = np.array(
-        [[history.acceptance_rate for history in own], [_temperature(request) for request in requests]]
-    )
+    behind = [0] * count if lag is None else [lag(request) for request in requests]
+    # Two arrays for nine: between two steps of a model each call of NumPy is a cold one. From one flat list, since
+    # NumPy takes its time to see how lists are nested.
+    flat = batch.contexts + batch.outputs + behind + _rooms(batch, longest, scheduler.max_model_len) + batch.left
+    flat += [history.last_length for history in own] + [history.last_accepted for history in own]
+    context, generated, lags, rooms, left, lengths, accepted = np.array(flat, dtype=np.int64).reshape(7, count)
+    shares = [history.acceptance_rate for history in own] + [_temperature(request) for request in requests]
+    rates, temperatures = np.array(shares, dtype=np.float64).reshape(2, count)
     return RoundState(
-        request_ids=names,
+        request_ids=batch.names,
         context_length=context,
         num_generated=generated,
         lag=lags,
@@ -134,6 +156,14 @@ def round_state(
     )
 
 
+def _rooms(batch: DecodingBatch, longest: int, max_model_len: int) -> list[int]:
+    """`room` of each request."""
+    if batch.least_room(max_model_len) >= longest:
+        return [longest] * len(batch.left)
+    ahead = [min(own, max_model_len - context) for own, context in zip(batch.left, batch.contexts, strict=True)]
+    return [max(0, min(own - _TOKENS_AHEAD, longest)) for own in ahead]
+
+
 def _temperature(request: Request) -> float:
     params = request.sampling_params
-    return 0.0 if params is None else float(params.temperature)
+    return 0.0 if params is None else params.temperature

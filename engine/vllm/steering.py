@@ -7,27 +7,20 @@ the steering with one warning, after which vLLM goes on with its own number of s
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from ...controllers import (
-    ConstantController,
-    Controller,
-    GuardedController,
-    GuardSettings,
-    RoundState,
-    load_controller,
-)
+from ...controllers import Controller, GuardedController, RoundState, load_controller
 from ...controllers.arrivals import ArrivalMeter
-from .compatibility import check_controller, problem_of_engine, problem_of_installation
+from .compatibility import problem_of_engine, problem_of_installation
+from .consultation import Consultation
 from .drafter_lag import DrafterLag
+from .drafts import DraftLengths
 from .metrics import SteeringCounts
-from .pacing import PacedController, Pacer
 from .self_test import SchedulerSelfTest
 from .settings import VllmSettings
-from .state import Histories, decoding_requests, room, round_state
+from .state import NOBODY, DecodingBatch, Histories, round_state
 from .steps import Step, StepResult
 from .tiers import is_own_table
 
@@ -58,15 +51,17 @@ class Steering:
         self.guard: GuardedController | None = None
         """What is asked: `controller` at the pace of the settings, guarded."""
         self._scheduler = scheduler
-        self._can_trim = settings.trim and not own.scheduler_config.async_scheduling
+        self._is_asynchronous = bool(own.scheduler_config.async_scheduling)
+        self._drafts = DraftLengths(self.longest, settings.trim and not self._is_asynchronous)
         self._own_table = self.longest > 0 and is_own_table(own)
         self._arrivals, self._histories = ArrivalMeter(), Histories()
         self._steps = deque[Step]()
-        self._lengths: dict[str, int] = {}
+        self._batch = NOBODY
         self._length: int = self.longest
         self.self_test: SchedulerSelfTest | None = None
         self._began = self._ended = self._carried = 0.0
         self._controller: Controller | None = None
+        self._consultation: Consultation | None = None
         if self.problem is not None:
             _log.warning("specpilot: %s; vLLM goes on without a controller", self.problem)
             return
@@ -86,27 +81,18 @@ class Steering:
 
     @property
     def controller(self) -> Controller | None:
-        """What decides, as it was set. None: vLLM's own K.
-
-        A bare controller is guarded, without probes and time limit; one in a `GuardedController` keeps its guard's
-        settings and fallback.
-        """
+        """What decides, as it was set; see `Consultation.of`. None: vLLM's own K."""
         return self._controller
 
     @controller.setter
     def controller(self, controller: Controller | None) -> None:
         if controller is None:
-            self._controller = self.guard = None
+            self._controller = self._consultation = self.guard = None
             return
-        inner, fallback, settings = controller, None, GuardSettings(budget_seconds=math.inf, probe_every=0)
-        if isinstance(controller, GuardedController):
-            inner, fallback, settings = controller.inner, controller.fallback, controller.settings
-        check_controller(inner, str(self.settings.controller or type(inner).__name__))
-        self._controller = controller
-        pace = self.settings
-        if pace.confirm_steps > 1 or pace.dwell_steps > 0:
-            inner = PacedController(inner, Pacer(pace.confirm_steps, pace.dwell_steps))
-        self.guard = GuardedController(inner, fallback or ConstantController(0), settings)
+        own = Consultation.of(controller, self.settings, self.longest)
+        if self._consultation is not None:
+            self._consultation.tell_all()
+        self._controller, self._consultation, self.guard = controller, own, own.guard
 
     def stop(self, problem: str) -> None:
         """Leave K to vLLM from now on, with one warning."""
@@ -127,37 +113,41 @@ class Steering:
     def command(self, scheduled: SchedulerOutput) -> None:
         """Decide K of the step and write it into ``scheduled``."""
         started = time.perf_counter()
-        step = Step(scheduled, [], self._began, False)
+        step = Step(scheduled, NOBODY, self._began, False)
         try:
             self._judge(scheduled)
             length = self._decide(step) if self._is_on else self._own_length(scheduled)
         except Exception as error:
             self.stop(f"deciding failed ({type(error).__name__}: {error})")
-            length, step.decided, self._lengths = self._own_length(scheduled), False, {}
+            length, step.decided = self._own_length(scheduled), False
+            self._drafts.clear()
         scheduled.num_spec_tokens_to_schedule = length
         self._steps.append(step)
-        counts = bool(step.requests) or not self._is_on
+        counts = bool(step.batch.names) or not self._is_on
         self.counts.enter_decision(length, counts, time.perf_counter() - started)
 
-    def verified(self, scheduled: SchedulerOutput, output: ModelRunnerOutput) -> StepResult | None:
-        """What the step gained, before vLLM commits it; None for a step that nobody decided."""
+    def verified(self, scheduled: SchedulerOutput, output: ModelRunnerOutput) -> Step | None:
+        """See what the step gained, before vLLM commits it; None for a step that nobody decided."""
         while self._steps and self._steps[0].scheduled is not scheduled:
             self._steps.popleft()  # Steps that were scheduled but never ran.
         if not self._steps:
             return None
+        step, started = self._steps.popleft(), time.perf_counter()
         try:
-            return StepResult.of(self._steps.popleft(), output)
+            step.verified(output, self._is_asynchronous)
         except Exception as error:
             self.stop(f"observing failed ({type(error).__name__}: {error})")
             return None
+        self.counts.seconds += time.perf_counter() - started
+        return step
 
-    def observe(self, result: StepResult | None) -> None:
+    def observe(self, step: Step | None) -> None:
         """vLLM has committed the step: tell the controller."""
         ended = time.perf_counter()
-        if result is not None and self._is_on:
-            seconds = max(0.0, ended - max(result.step.started, self._ended)) + self._carried
+        if step is not None and self._is_on:
+            seconds = max(0.0, ended - max(step.started, self._ended)) + self._carried
             try:
-                self._enter(result, seconds)
+                self._enter(step, seconds)
             except Exception as error:
                 self.stop(f"observing failed ({type(error).__name__}: {error})")
         self._carried = 0.0
@@ -178,7 +168,7 @@ class Steering:
 
     def report(self, stats: Any) -> None:
         """Send what was counted along with vLLM's ``SchedulerStats`` (None where it keeps none)."""
-        if stats is not None and self.guard is not None:
+        if stats is not None and self.guard is not None and self.counts.is_due(not self._scheduler.requests):
             self.counts.fallbacks = self.guard.report.fallback_rounds
             self.counts.is_static = self.problem is not None
             stats.waiting_lora_adapters.update(self.counts.drain())
@@ -195,47 +185,51 @@ class Steering:
         return self.longest if self._own_table else own
 
     def _decide(self, step: Step) -> int:
-        requests = decoding_requests(self._scheduler, step.scheduled)
-        if not requests:
+        before = self._batch
+        batch = self._batch = DecodingBatch.of(self._scheduler, step.scheduled, before, self._histories)
+        if not batch.names:
             # Drafts for unfinished prompts are thrown away; one level keeps the drafter's cache in step with them.
             return min(self._length, 1)
-        step.requests, step.decided = requests, True
+        step.batch, step.decided = batch, True
+        consultation, least_room = self._consultation, batch.least_room(self._scheduler.max_model_len)
+        assert consultation is not None
+        waiting = self._scheduler.get_request_counts()[1]
+        if batch.names == before.names and consultation.repeat(least_room, waiting):
+            self._drafts.give_again(least_room)
+            return self._length
+        consultation.tell_all()  # What is shown depends on it.
         rates = self._arrivals.rates(time.monotonic())
-        state = round_state(self._scheduler, requests, self._histories, self.longest, rates, self.lag)
-        self.state = state
-        assert self.guard is not None
-        told = self.guard.decide(state).num_speculative_tokens
-        lengths: list[int] = [min(length, self.longest) for length in told.tolist()]
+        self.state = round_state(self._scheduler, batch, self.longest, rates, self.lag)
+        lengths = consultation.ask(self.state)
         if self.self_test is not None and self.self_test.under_way:
-            lengths, step.decided = [self.self_test.begin(requests)] * len(requests), False
-        length = self._length = max(lengths)
-        self._lengths = {request.request_id: own for request, own in zip(requests, lengths, strict=True)}
-        return length
+            lengths, step.decided = [self.self_test.begin(batch.requests)] * len(lengths), False
+            consultation.overrule()
+        self._length = max(lengths)
+        self._drafts.give(batch, lengths, least_room)
+        return self._length
 
-    def _enter(self, result: StepResult, seconds: float) -> None:
-        step = result.step
-        if step.requests:
-            outcome = result.outcome(self._histories, seconds)
+    def _enter(self, step: Step, seconds: float) -> None:
+        alive = self._scheduler.requests
+        if step.batch.names:
+            result = StepResult.of(step, seconds)
             self.counts.enter_outcome(sum(result.drafted), sum(result.accepted))
-            self._histories.keep(self._scheduler.requests, len(self._scheduler.requests))
-            if self.guard is not None and step.decided:
-                self.guard.observe(outcome)
+            self._histories.keep(alive, len(alive))
+            if step.decided and self._consultation is not None:
+                self._consultation.tell(result, at_once=not alive)
+            else:
+                result.outcome()
         if self.lag is not None:
-            known = [(name, self._scheduler.requests.get(name)) for name in step.scheduled.num_scheduled_tokens]
-            self.lag.step_done(step.scheduled.num_spec_tokens_to_schedule, [own for _, own in known if own is not None])
-            self.lag.forget([name for name, own in known if own is None])
+            names = step.scheduled.num_scheduled_tokens
+            self.lag.step_done(
+                step.scheduled.num_spec_tokens_to_schedule, [alive[name] for name in names if name in alive]
+            )
+            self.lag.forget([name for name in names if name not in alive])
 
     def _trim(self, drafts: DraftTokenIds) -> None:
-        named = dict(zip(drafts.req_ids, drafts.draft_token_ids, strict=True))
         if self.self_test is not None and self.self_test.under_way:
-            self.self_test.saw({name: tuple(tokens) for name, tokens in named.items()})
-        for name, tokens in named.items():
-            request, length = self._scheduler.requests.get(name), self._lengths.get(name)
-            if request is None or length is None:
-                continue
-            self._histories[name].drafted = min(len(tokens), self._length)
-            if self._can_trim:
-                del tokens[room(request, length, self._scheduler.max_model_len, tokens_ahead=1) :]
+            named = zip(drafts.req_ids, drafts.draft_token_ids, strict=True)
+            self.self_test.saw({name: tuple(tokens) for name, tokens in named})
+        self._drafts.note(drafts, self._scheduler)
 
     def _judge(self, following: SchedulerOutput) -> None:
         if self.self_test is not None and self.problem is None:

@@ -2,82 +2,93 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...controllers import RoundOutcome
-from .state import Histories
+from .state import DecodingBatch
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.outputs import ModelRunnerOutput
-    from vllm.v1.request import Request
 
 
 @dataclass(slots=True)
 class Step:
-    """A step that was scheduled and has not come back."""
+    """A step that was scheduled."""
 
     scheduled: SchedulerOutput
-    requests: list[Request]
-    """Those that decode in it, as the controller was shown them."""
+    batch: DecodingBatch
+    """Who decodes in it, as the controller was shown them."""
     started: float
     decided: bool
     """The controller's decision was carried out; else it is not told."""
+    places: Mapping[str, int] = field(default_factory=dict)
+    """Where requests stand in `gained`."""
+    gained: list[int] = field(default_factory=list)
+    """Tokens that each of the model's rows has sampled."""
+    generated: list[int] = field(default_factory=list)
+    """Tokens that each request of the batch had before."""
+
+    def verified(self, output: ModelRunnerOutput, is_asynchronous: bool) -> None:
+        """The model has run, and vLLM has not yet committed, nor cut, what it sampled."""
+        self.places, self.gained = output.req_id_to_index, list(map(len, output.sampled_token_ids))
+        if is_asynchronous:  # Another step was committed since this one was scheduled.
+            self.generated = [request.num_output_tokens for request in self.batch.requests]
+        else:
+            self.generated = self.batch.outputs
 
 
 @dataclass(slots=True)
 class StepResult:
-    """A step that came back. Lists are per request of ``step``."""
+    """A step that came back. Lists are per request of its batch."""
 
     step: Step
-    generated: list[int]
-    """Tokens that each request had before."""
+    seconds: float
+    drafted: list[int]
     verified: list[int]
     accepted: list[int]
-    drafted: list[int] = field(default_factory=list)
-    """Known after `outcome`."""
+    committed: list[int]
 
     @classmethod
-    def of(cls, step: Step, output: ModelRunnerOutput) -> StepResult:
-        """Before vLLM commits the tokens: afterwards the requests that ended are gone from the scheduler."""
-        generated, verified, accepted = list[int](), list[int](), list[int]()
-        places, sampled = output.req_id_to_index, output.sampled_token_ids
-        drafts = step.scheduled.scheduled_spec_decode_tokens
-        for request in step.requests:
-            name = request.request_id
-            place = places.get(name)
-            gained = len(sampled[place]) if place is not None and sampled else 0
-            count = len(drafts.get(name, ()))
-            generated.append(request.num_output_tokens)
+    def of(cls, step: Step, seconds: float) -> StepResult:
+        """After vLLM has committed the tokens: it has just looked at all this too."""
+        batch, drafts, places = step.batch, step.scheduled.scheduled_spec_decode_tokens, step.places
+        drafted, verified, accepted, committed = list[int](), list[int](), list[int](), list[int]()
+        rows = zip(batch.names, batch.requests, batch.histories, step.generated, strict=True)
+        for name, request, history, before in rows:
+            count = len(drafts[name]) if name in drafts else 0
+            # Of the tokens gained all but one were drafted.
+            kept = step.gained[places[name]] - 1 if count and step.gained and name in places else 0
+            now, most = request.num_output_tokens - before, history.drafted
+            drafted.append(most if most > count else count)
             verified.append(count)
-            accepted.append(min(max(gained - 1, 0), count))
-        return cls(step, generated, verified, accepted)
+            accepted.append(0 if kept < 0 else kept if kept < count else count)
+            committed.append(now if now > 0 else 0)
+            history.drafted = 0
+        return cls(step, seconds, drafted, verified, accepted, committed)
 
-    def outcome(self, histories: Histories, seconds: float) -> RoundOutcome:
-        """After vLLM has committed the tokens. Enters the round into ``histories``.
+    def outcome(self) -> RoundOutcome:
+        """What the controller is told. Enters the round into the requests' histories, so it is to be called once.
 
         vLLM does not time the parts of a step: all of ``seconds`` counts as verification.
         """
-        committed = list[int]()
-        rows = zip(self.step.requests, self.generated, self.verified, self.accepted, strict=True)
-        for request, before, verified, accepted in rows:
-            history = histories[request.request_id]
-            drafts = max(history.drafted, verified)
-            self.drafted.append(drafts)
-            committed.append(max(0, request.num_output_tokens - before))
-            history.enter(drafts, verified, accepted)
-            history.drafted = 0
-        rounds = np.array([self.drafted, self.verified, self.accepted, committed], dtype=np.int64)
+        rounds = zip(self.step.batch.histories, self.drafted, self.verified, self.accepted, strict=True)
+        for history, drafted, verified, accepted in rounds:
+            history.enter(drafted, verified, accepted)
+        # From one flat list: NumPy takes its time to see how lists are nested.
+        flat = np.array(self.drafted + self.verified + self.accepted + self.committed, dtype=np.int64)
+        num_drafted, num_verified, accepted_length, num_committed = flat.reshape(4, -1)
         return RoundOutcome(
-            num_drafted=rounds[0],
-            num_verified=rounds[1],
-            accepted_length=rounds[2],
-            num_committed=rounds[3],
+            num_drafted=num_drafted,
+            num_verified=num_verified,
+            accepted_length=accepted_length,
+            num_committed=num_committed,
             draft_seconds=0.0,
-            verify_seconds=seconds,
+            verify_seconds=self.seconds,
             catch_up_seconds=0.0,
             host_seconds=0.0,
         )

@@ -20,6 +20,15 @@ def pacer() -> Pacer:
     return Pacer(settings.confirm_steps, settings.dwell_steps)
 
 
+def follow_at_rest(own: Pacer, wish: int) -> int:
+    """A step in which the wish is asked for only where it can matter."""
+    if not own.may_rest:
+        return own.follow(wish)
+    own.rest()
+    assert own.length is not None
+    return own.length
+
+
 def changes(lengths: list[int]) -> int:
     return sum(before != after for before, after in pairwise(lengths))
 
@@ -51,6 +60,38 @@ def test_a_step_change_is_followed_within_ten_steps_whatever_was_before() -> Non
             own.follow(int(wish), bool(rng.integers(2)))
         goal = int(rng.integers(0, 9))
         assert [own.follow(goal) for _ in range(20)][9:] == [goal] * 11
+
+
+def test_wishes_that_are_not_asked_for_change_neither_dwell_time_nor_the_ten_steps() -> None:
+    rng, dwell = np.random.default_rng(3), VllmSettings().dwell_steps
+    for _ in range(200):
+        own = pacer()
+        told = [follow_at_rest(own, int(wish)) for wish in rng.integers(0, 9, size=int(rng.integers(1, 60)))]
+        steps = [step for step, (before, after) in enumerate(pairwise(told)) if before != after]
+        assert all(later - sooner >= dwell for sooner, later in pairwise(steps))
+        goal = int(rng.integers(0, 9))
+        assert [follow_at_rest(own, goal) for _ in range(20)][9:] == [goal] * 11
+
+
+def test_until_the_dwell_time_is_over_resting_changes_nothing() -> None:
+    rng, settings = np.random.default_rng(4), VllmSettings()
+    for _ in range(100):
+        every, some = pacer(), pacer()
+        # Always another K: only the steps after a change are rested.
+        for wish in (int(wish) for wish in rng.permutation(9).repeat(settings.dwell_steps)):
+            if wish == every.length:
+                break
+            assert every.follow(wish) == follow_at_rest(some, wish)
+
+
+def test_steady_wishes_are_asked_for_once_in_the_dwell_time_and_never_rest_if_followed_at_once() -> None:
+    own, at_once, rested = pacer(), Pacer(1, 6), 0
+    for _ in range(600):
+        rested += own.may_rest
+        follow_at_rest(own, 4)
+        at_once.follow(4)
+        assert not at_once.may_rest
+    assert rested == 500
 
 
 def test_it_falls_to_zero_at_once_while_requests_wait_and_not_otherwise() -> None:

@@ -40,8 +40,11 @@ class Watched(Controller):
         self.states: list[RoundState] = []
         self.decisions: list[list[int]] = []
         self.outcomes: list[RoundOutcome] = []
+        self.told: list[int] = []
+        """Outcomes that were known at each decision."""
 
     def decide(self, state: RoundState) -> Decision:
+        self.told.append(len(self.outcomes))
         lengths = np.asarray(self.choose(state, self.step), dtype=np.int64)
         self.step += 1
         self.states.append(state)
@@ -309,14 +312,43 @@ def test_a_fault_of_the_plugin_itself_ends_steering_and_loses_no_request(
 # ---------------------------------------------------------------------- pace and controllers that are data
 
 
-def test_an_oscillating_controller_does_not_make_k_flap(serve: Callable[..., Served], prompts: Prompts) -> None:
-    served = serve({"self_test": False}, scheduler_cls=STEERED)
+@pytest.fixture(scope="module")
+def paced(serve: Callable[..., Served]) -> Served:
+    """A steered engine at the pace that the settings have by default."""
+    return serve({"self_test": False}, scheduler_cls=STEERED)
+
+
+def test_an_oscillating_controller_does_not_make_k_flap(paced: Served, prompts: Prompts) -> None:
     own = oscillating(1)
-    served.steering.controller = own
-    served.texts(prompts[:2], 60)
-    assert len(own.decisions) > 30
+    paced.steering.controller = own
+    paced.texts(prompts[:2], 60)
+    assert len(own.outcomes) > 30
     drafted = {int(count) for outcome in own.outcomes[2:] for count in outcome.num_drafted}
     assert drafted == {0}
+
+
+def test_a_steady_controller_is_asked_seldom_and_told_of_every_round_in_order(paced: Served, prompts: Prompts) -> None:
+    own = of_everyone(3)
+    paced.steering.controller = own
+    (text,) = paced.texts(prompts[:1], 150)
+    assert 2 * len(own.decisions) < len(own.outcomes)
+    assert sum(int(outcome.num_committed.sum()) for outcome in own.outcomes) == len(text) == 150
+    generated = 0
+    # A state counts what all rounds before it gained, of which the controller has been told.
+    for state, told in zip(own.states, own.told, strict=True):
+        generated = sum(int(outcome.num_committed[0]) for outcome in own.outcomes[:told])
+        assert state.num_generated[0] == generated
+        if told:
+            assert state.last_num_speculative_tokens[0] == own.outcomes[told - 1].num_drafted[0]
+    assert 0 < generated < 150 and paced.steering.guard.report.rounds == len(own.outcomes)
+
+
+def test_requests_of_their_own_lengths_are_asked_for_in_every_step(paced: Served, prompts: Prompts) -> None:
+    own = Watched(lambda state, step: [1 + number % 3 for number in range(len(state.request_ids))])
+    paced.steering.controller = own
+    paced.texts(prompts[:3], 60)
+    several = [len(outcome.num_drafted) for outcome in own.outcomes if len(outcome.num_drafted) > 1]
+    assert [len(lengths) for lengths in own.decisions if len(lengths) > 1] == several and len(several) > 10
 
 
 def test_a_priced_controller_without_prices_steers(steered: Served, prompts: Prompts, texts: Prompts) -> None:

@@ -1,0 +1,83 @@
+"""When a controller is asked, and when it is told: between two steps of a model every line of Python is a cold one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from ...controllers import ConstantController, Controller, GuardedController, GuardSettings, RoundState
+from .compatibility import check_controller
+from .pacing import PacedController, Pacer
+from .settings import VllmSettings
+from .steps import StepResult
+
+
+@dataclass
+class Consultation:
+    """One controller behind its guard, at the pace of a `Pacer`.
+
+    It is not asked where its answer could hardly change K (`Pacer.may_rest`): the last one stands for a step more.
+    It is told of every round, in order and before it is asked again; of rounds in which nobody was asked later, all at
+    once.
+    """
+
+    guard: GuardedController
+    pacer: Pacer | None
+    longest: int
+    """vLLM's ``num_speculative_tokens``."""
+    _length: int = 0
+    _is_steady: bool = False  # The last answer gave every request what the pacer grants.
+    _untold: list[StepResult] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, controller: Controller, settings: VllmSettings, longest: int) -> Consultation:
+        """A bare controller is guarded, without probes and time limit; one in a `GuardedController` keeps its guard's
+        settings and fallback. Raises what `check_controller` raises."""
+        inner, fallback, limits = controller, None, GuardSettings(budget_seconds=math.inf, probe_every=0)
+        if isinstance(controller, GuardedController):
+            inner, fallback, limits = controller.inner, controller.fallback, controller.settings
+        check_controller(inner, str(settings.controller or type(inner).__name__))
+        pacer = None
+        if settings.confirm_steps > 1 or settings.dwell_steps > 0:
+            pacer = Pacer(settings.confirm_steps, settings.dwell_steps)
+            inner = PacedController(inner, pacer)
+        return cls(GuardedController(inner, fallback or ConstantController(0), limits), pacer, longest)
+
+    def ask(self, state: RoundState) -> list[int]:
+        """Length of each request's draft. All rounds have been told (`tell_all`), or ``state`` lacks them."""
+        lengths: list[int] = self.guard.decide(state).num_speculative_tokens.tolist()
+        least, most = min(lengths), max(lengths)
+        if most > self.longest:
+            lengths = [min(length, self.longest) for length in lengths]
+        self._length = most
+        self._is_steady = self.pacer is not None and least == self.pacer.length == most <= self.longest
+        return lengths
+
+    def repeat(self, least_room: int, waiting: int) -> bool:
+        """Let the last answer stand for a step of the same requests; if False, `ask`. Arguments as of that step."""
+        if waiting or least_room < self._length or not self._may_rest:
+            return False
+        if self.pacer is None or not self.guard.repeat(len(self._untold)):
+            return False
+        self.pacer.rest()
+        return True
+
+    @property
+    def _may_rest(self) -> bool:
+        return self._is_steady and self.pacer is not None and self.pacer.may_rest
+
+    def overrule(self) -> None:
+        """The last answer was not followed."""
+        self._is_steady = False
+
+    def tell(self, result: StepResult, at_once: bool) -> None:
+        """A round that was decided has come back; ``at_once``: nobody may ask again soon."""
+        self._untold.append(result)
+        if at_once or not self._may_rest:
+            self.tell_all()
+
+    def tell_all(self) -> None:
+        """Tell what has not been told."""
+        untold, self._untold = self._untold, []
+        for result in untold:
+            self.guard.observe(result.outcome())

@@ -1,0 +1,57 @@
+"""How long each request's draft may be, between the step that decides it and the drafts that come of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .state import DecodingBatch, RequestHistory, room
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.outputs import DraftTokenIds
+
+
+class DraftLengths:
+    """The lengths of one step's drafts."""
+
+    def __init__(self, longest: int, can_trim: bool) -> None:
+        """``longest``: vLLM's ``num_speculative_tokens``; ``can_trim``: False where drafts stay with the worker."""
+        self._longest, self._can_trim = longest, can_trim
+        self._given: dict[str, tuple[RequestHistory, int]] = {}
+        self._length = longest
+        self._is_roomy = False
+
+    def clear(self) -> None:
+        """Nobody has decided: drafts are left as they are."""
+        self._given = {}
+
+    def give(self, batch: DecodingBatch, lengths: Sequence[int], least_room: int) -> None:
+        """``lengths``: of each request's draft; ``least_room``: see `DecodingBatch.least_room`."""
+        self._given = dict(zip(batch.names, zip(batch.histories, lengths, strict=True), strict=True))
+        self._length = max(lengths)
+        self.give_again(least_room)
+
+    def give_again(self, least_room: int) -> None:
+        """The same lengths to the same requests."""
+        # In this step a request gains one token, which is counted, and at most the longest draft.
+        self._is_roomy = least_room - self._longest >= self._length
+
+    def note(self, drafts: DraftTokenIds, scheduler: Scheduler) -> None:
+        """Enter what was drafted into the requests' histories, and cut it in place to what was given and fits."""
+        given, most = self._given, self._length
+        for name, tokens in zip(drafts.req_ids, drafts.draft_token_ids, strict=True):
+            found = given.get(name)
+            if found is None:
+                continue
+            history, length = found
+            count = len(tokens)
+            history.drafted = count if count < most else most
+            if self._can_trim and not (self._is_roomy and count <= length):
+                self._cut(name, tokens, length, scheduler)
+
+    @staticmethod
+    def _cut(name: str, tokens: list[int], length: int, scheduler: Scheduler) -> None:
+        request = scheduler.requests.get(name)
+        if request is not None:
+            del tokens[room(request, length, scheduler.max_model_len, tokens_ahead=1) :]
