@@ -27,7 +27,8 @@ from specpilot.train.run_record import run_record, write_json
 VARIANTS: dict[str, dict[str, Any]] = {
     "full": {},
     "reward: per-round ratio": {"reward": "round_ratio"},
-    "reward: tokens - price x seconds of the machine": {"reward": "throughput"},
+    "reward: tokens - price x seconds": {"reward": "throughput"},
+    "reward: tokens - price x request-seconds": {"reward": "request_speed"},
     "constant lengths alone": {"planned_lengths": [], "prices": []},
     "no questions": {"prices": []},
     "no plans": {"planned_lengths": []},

@@ -25,6 +25,7 @@ ENGINE_RESULTS = ROOT / "benchmarks/results/engine.json"
 COMPILED_RESULTS = ROOT / "benchmarks/results/compiled_pass.json"
 EVALUATION_RESULTS = ROOT / "benchmarks/results/evaluation.json"
 SIM_TO_REAL_RESULTS = ROOT / "benchmarks/results/sim_to_real.json"
+ABLATION_RESULTS = ROOT / "benchmarks/results/ablation.json"
 LIVE_RESULTS = ROOT / "benchmarks/results/live.json"
 RATIOS = ("relative_to_off", "relative_to_best_constant")
 VLLM_RESULTS = ROOT / "benchmarks/results/vllm.json"
@@ -93,7 +94,43 @@ def evaluation_block(results: dict[str, Any]) -> str:
         rows.append(cells)
     made = f"{_made(results)}, {results['seconds']:.0f} s."
     header = ["scenario", "best constant", *(heading for _, heading in CONTENDERS)]
-    return "\n\n".join([made, table(header, rows), "![Controllers over scenarios](benchmarks/results/evaluation.png)"])
+    aims = evaluation_aims(results["scenarios"])
+    return "\n\n".join(
+        [made, table(header, rows), aims, "![Controllers over scenarios](benchmarks/results/evaluation.png)"]
+    )
+
+
+RULES = ("length_table", "heuristic", "threshold_tuned", "turbospec", "adaptive_verification", "price_rule")
+
+
+def evaluation_aims(scenarios: dict[str, Any], name: str = "network") -> str:
+    """What the controller ``name`` was to reach, medians over seeds."""
+
+    def of(scenario: str, contender: str, key: str = "relative_to_best_constant") -> float:
+        return float(scenarios[scenario]["contenders"][contender][key]["median"])
+
+    def least(values: dict[str, float]) -> str:
+        where = min(values, key=lambda scenario: values[scenario])
+        return f"{values[where]:.3f} ({where})"
+
+    mixes = [own for own in scenarios if own.startswith("mix")]
+    streams = [own for own in scenarios if own.startswith("arrivals")]
+    rule = {own: max(of(own, contender) for contender in RULES) for own in scenarios}
+    over = {own: of(own, name) / rule[own] for own in scenarios}
+    rows = [
+        ["least over the best constant", "≥ 0.99", least({own: of(own, name) for own in scenarios})],
+        ["least over off", "≥ 0.99", least({own: of(own, name, "relative_to_off") for own in scenarios})],
+        ["least over the best rule of the scenario", "≥ 1", least(over)],
+        ["over the best rule under arrivals", "≥ 1.03", ", ".join(f"{over[own]:.3f}" for own in streams)],
+    ]
+    for label, key, aim in (
+        ("request oracle", "share_of_oracle_gap", "20 %"),
+        ("informed ceiling", "share_of_ceiling_gap", "90 %"),
+    ):
+        shares = (scenarios[own]["contenders"][name].get(key) for own in mixes)
+        told = ", ".join("none" if not own or own["median"] is None else f"{own['median']:.0%}" for own in shares)
+        rows.append([f"share of the {label}'s gap, {', '.join(mixes)}", f"≥ {aim} at c ≥ 4", told])
+    return table([f"the {name}", "aimed at", "measured"], rows)
 
 
 def sim_to_real_block(results: dict[str, Any]) -> str:
@@ -108,6 +145,21 @@ def sim_to_real_block(results: dict[str, Any]) -> str:
     rows.append(["all", "", f"{results['error']['median']:.1%}", "", ""])
     header = ["batch", "controllers", "median absolute error", "of which common to all", "among controllers"]
     return f"{_made(results)}.\n\n{table(header, rows)}"
+
+
+def ablation_block(results: dict[str, Any]) -> str:
+    """Speed over the best constant of every variant of the training."""
+    made = f"{_made(results)}; {results['config']['steps']} decisions a training, {results['config']['seeds']} seeds."
+    rows = [
+        [
+            name,
+            f"{own['mean']:.3f}",
+            ", ".join(f"{value:.3f}" for value in own["mean_of_each_seed"]),
+            f"{own['least']:.3f}",
+        ]
+        for name, own in results["results"].items()
+    ]
+    return f"{made}\n\n{table(['PPO alone', 'mean over scenarios', 'each seed', 'least of a scenario'], rows)}"
 
 
 def live_block(results: dict[str, Any]) -> str:
@@ -136,6 +188,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "engine benchmark": lambda: engine_block(_read(ENGINE_RESULTS)),
     "evaluation": lambda: evaluation_block(_read(EVALUATION_RESULTS)),
     "sim to real": lambda: sim_to_real_block(_read(SIM_TO_REAL_RESULTS)),
+    "ablation": lambda: ablation_block(_read(ABLATION_RESULTS)),
     "live": lambda: live_block(_read(LIVE_RESULTS)),
     "vllm": lambda: vllm_block(_read(VLLM_RESULTS)),
     "compiled pass": lambda: compiled_block(_read(COMPILED_RESULTS)),

@@ -18,7 +18,7 @@ from .replay_state import Fleet, FloatArray, IntArray, Recording, Schedule
 from .trace import Trace
 from .traffic import ArrivalFile, Traffic, make_schedule
 
-REWARDS = ("request_speed", "throughput", "round_ratio")
+REWARDS = ("gain", "request_speed", "throughput", "round_ratio")
 _LOG_PLAIN = FEATURE_NAMES.index("log_plain_seconds")
 PRICE_DECAY = 0.9995
 """Per round, of a scenario's running tokens and seconds: what a second earns in the long run."""
@@ -32,11 +32,12 @@ class FleetConfig:
     """Scenarios; every episode draws one."""
     max_rounds: int = 256
     """Rounds of an episode; it also ends when its requests are served."""
-    reward: str = "request_speed"
-    """``request_speed``: tokens - s * request-seconds, s the running tokens per request-second, request-seconds the
-    time times the requests in the system (in closed loop the same as throughput). ``throughput``: tokens - r * seconds,
-    r the running tokens per second. ``round_ratio``: tokens / seconds of each round over plain decoding's, as Learning
-    to Draft (arXiv 2603.01639) uses it; another objective, kept for comparison."""
+    reward: str = "gain"
+    """``gain``: tokens - g * (tokens that plain decoding would have made of the same batch in the same time), g the
+    running ratio of both: a second is worth what it earns at that batch. ``request_speed``: tokens - s *
+    request-seconds, s the running tokens per request-second, request-seconds the time times the requests in the system.
+    ``throughput``: tokens - r * seconds, r the running tokens per second. ``round_ratio``: tokens / seconds of each
+    round over plain decoding's, as Learning to Draft (arXiv 2603.01639) uses it; another objective, for comparison."""
     max_requests: int | None = None
     """Requests of an episode; None: more than its rounds can serve."""
 
@@ -78,7 +79,7 @@ class ReplayFleet:
         self.rounds = np.zeros(num_envs, dtype=np.int64)
         self.observations = np.zeros((num_envs, NUM_FEATURES))
         self._sums = np.full((len(config.traffic), 2), 1e-9)
-        """Per scenario, decayed tokens and (request-)seconds."""
+        """Per scenario, decayed tokens and what they are held against: seconds, request-seconds or plain tokens."""
         self._gained = np.zeros((num_envs, 4))
         self._alive = np.zeros(num_envs, dtype=np.int64)
 
@@ -167,6 +168,8 @@ class ReplayFleet:
         seconds = busy if self.config.reward != "request_speed" else weight
         if self.config.reward == "round_ratio":
             return tokens / requests * plain / np.maximum(busy, 1e-9)
+        if self.config.reward == "gain":
+            seconds = requests * busy / plain
         for scenario in range(len(self.config.traffic)):
             chosen = self.scenario == scenario
             if chosen.any():

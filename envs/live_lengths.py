@@ -129,7 +129,12 @@ class LiveLengths:
         kind, requests = self.scenario.fleet.reward, max(gained.requests, 1)
         if kind == "round_ratio":
             return gained.tokens / requests * plain / max(gained.seconds, 1e-9)
-        seconds = gained.request_seconds if kind == "request_speed" else gained.seconds
+        against = {
+            "gain": requests * gained.seconds / plain,
+            "request_speed": gained.request_seconds,
+            "throughput": gained.seconds,
+        }
+        seconds = against[kind]
         self.price.enter(self.server.number, gained.tokens, seconds)
         return (gained.tokens - self.price.of(self.server.number) * seconds) / requests
 

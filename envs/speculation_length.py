@@ -104,7 +104,9 @@ class SpeculationLengthEnv(gymnasium.Env[Observation, IntArray]):
 
     ## Rewards
 
-    ``request_speed`` (default): (tokens - s * request-seconds) / requests of the round. Request-seconds: the time times
+    ``gain`` (default): (tokens - g * plain tokens) / requests of the round. Plain tokens: what plain decoding would
+    have made of the same batch in the same time; g: the running ratio of both in that traffic. So a second is worth
+    what it earns at that batch. ``request_speed``: (tokens - s * request-seconds) / requests. Request-seconds: the time times
     the requests in the system; s: the running tokens per request-second of that traffic. In closed loop it is
     throughput; with arrivals it is what a user sees. ``throughput``: (tokens - r * seconds) / requests, r the running
     tokens per second. ``round_ratio``: tokens per request of the round over its seconds, relative to plain decoding:
@@ -152,7 +154,7 @@ class SpeculationLengthEnv(gymnasium.Env[Observation, IntArray]):
         predictor: str | Path | AcceptancePredictor | None = None,
         traffic: TrafficLike | Sequence[TrafficLike] = DEFAULT_TRAFFIC,
         backend: str = "replay",
-        reward: str = "request_speed",
+        reward: str = "gain",
         max_rounds: int = 256,
         max_num_seqs: int = 32,
         max_model_len: int = 1024,

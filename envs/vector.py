@@ -42,7 +42,7 @@ class SpeculationLengthVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArr
         predictor: str | Path | AcceptancePredictor | None = None,
         traffic: TrafficLike | Sequence[TrafficLike] = DEFAULT_TRAFFIC,
         backend: str = "replay",
-        reward: str = "request_speed",
+        reward: str = "gain",
         max_rounds: int = 256,
         max_num_seqs: int = 32,
         max_model_len: int = 1024,

@@ -59,7 +59,7 @@ class PpoConfig:
     gae_lambda: float = 0.8
     ent_coef: float = 0.001
     net_arch: tuple[int, ...] = (64, 64)
-    reward: str = "request_speed"
+    reward: str = "gain"
     """See ``FleetConfig``."""
     held_out_share: float = 0.25
     """Part of the training recording that is only used to judge."""

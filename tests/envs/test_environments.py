@@ -99,7 +99,7 @@ def test_rewards_are_what_the_manual_says(kind: str) -> None:
         if kind == "round_ratio":
             expected = tokens / requests * plain / seconds
         else:
-            spent = seconds * (4 if kind == "request_speed" else 1)
+            spent = {"gain": seconds * requests / plain, "request_speed": seconds * 4, "throughput": seconds}[kind]
             tokens_so_far = tokens_so_far * 0.9995 + tokens
             seconds_so_far = seconds_so_far * 0.9995 + spent
             expected = (tokens - tokens_so_far / seconds_so_far * spent) / requests
