@@ -108,7 +108,7 @@ class SpeculationLengthEnv(gymnasium.Env[Observation, IntArray]):
     have made of the same batch in the same time; g: the running ratio of both in that traffic. So a second is worth
     what it earns at that batch. ``request_speed``: (tokens - s * request-seconds) / requests. Request-seconds: the time
     times the requests in the system; s: the running tokens per request-second of that traffic. In closed loop it is
-    throughput; with arrivals it is what a user sees, in the long run. ``throughput``: (tokens - r * seconds) / requests,
+    throughput; with arrivals what a user sees, in the long run. ``throughput``: (tokens - r * seconds) / requests,
     r the running tokens per second. ``round_ratio``: tokens per request of the round over its seconds, relative to
     plain decoding: another objective (Learning to Draft, arXiv 2603.01639), kept for comparison. Seconds are from one
     decision to the next, with prefill, without idle time; live also without the time that the environment waits for
