@@ -7,16 +7,20 @@ where that pays by a few percent. Which action is best in a scenario, if it is a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from specpilot.controllers.priced import Action, Policy
 from specpilot.envs.fleet import ReplayFleet
+from specpilot.envs.trace import Trace
 from specpilot.train.held_out import HeldOut
 from specpilot.train.material import Material
 from specpilot.train.ppo_config import PpoConfig
 
+REQUESTS = 3
+"""Times as many as an evaluation during training serves."""
 MARGIN = 0.003
 """By which an action must beat the policy to take its place, and on three quarters of the schedules at all."""
 
@@ -25,7 +29,7 @@ class ScenarioTeacher:
     """Labels the states of a training fleet, whose scenarios are those of the run."""
 
     def __init__(self, policy: Policy, tiers: Sequence[Action], material: Material, config: PpoConfig, seed: int):
-        """Serves held-out requests with the policy and with each of ``tiers`` alone."""
+        """Serves recorded requests with the policy and with each of ``tiers`` alone."""
         self.policy, self.tiers = policy, tuple(tiers)
         self.number = {action: number for number, action in enumerate(self.tiers)}
         """Of each tier."""
@@ -44,14 +48,15 @@ class ScenarioTeacher:
         return None if number < 0 else self.tiers[number]
 
     def _fixed(self, material: Material, config: PpoConfig, seed: int) -> NDArray[np.int64]:
+        # All requests of the recording: fixed actions were not fitted to any, and more of them say more.
         judge = HeldOut(
-            material.held_out.fleet.trace,
+            Trace.load(Path(config.record) / "train.npz"),
             material.surface,
             material.predictor,
             config.scenarios,
             material.engine,
-            3 * config.evaluation_requests,
-            2 * config.evaluation_seeds,
+            REQUESTS * config.evaluation_requests,
+            config.evaluation_seeds + 1,
             seed,
         )
         policy = judge.speeds(lambda rows: [self.policy.act(row) for row in rows])
