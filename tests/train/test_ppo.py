@@ -45,6 +45,8 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "lengths": [0, 1, 2, 4],
         "prices": [1.0],
         "asked_lengths": [4],
+        "planned_lengths": [4],
+        "planned_prices": [1.0],
         "max_num_seqs": 4,
         "num_envs": 4,
         "total_steps": 768,
@@ -173,7 +175,13 @@ def test_ppo_learns_where_one_answer_is_right(settings: dict[str, Any], tmp_path
     trace.save(record / "train.npz")
     rich_surface().save(record / "cost_surface.json")
     own = {**settings, "record": str(record), "output": str(tmp_path / "run"), "total_steps": 6000}
-    own |= {"scenarios": [{"concurrency": 1}], "prices": [], "learning_rate": 0.01, "evaluation_interval": 6000}
+    own |= {
+        "scenarios": [{"concurrency": 1}],
+        "prices": [],
+        "planned_lengths": [],
+        "learning_rate": 0.01,
+        "evaluation_interval": 6000,
+    }
     run = ppo.PpoRun(from_mapping(own, "test"))
     run.train()
     fleet = ReplayFleet(
