@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
@@ -13,9 +15,23 @@ from ..controllers import acceptance_rate, cost_table, observation, price_rule
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def _sources() -> str:
+    """A digest of everything that is compiled: Numba itself only looks at the file of the outermost function."""
+    own = Path(__file__).parent
+    files = sorted([*own.glob("*.py"), *own.parent.glob("controllers/*.py"), *own.parent.glob("train/*.py")])
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+_CACHE = str(Path(__file__).parent / "__pycache__" / _sources())
+
+
 def compiled(function: F) -> F:
-    """Compile for one thread, keep the machine code beside the source, let other threads run meanwhile."""
-    result: Any = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+    """Compile for one thread, keep the machine code near the source, let other threads run meanwhile."""
+    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, _CACHE
+    try:
+        result: Any = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+    finally:
+        numba.config.CACHE_DIR = before
     return cast(F, result)
 
 

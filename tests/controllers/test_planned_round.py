@@ -67,7 +67,7 @@ def test_no_other_lengths_promise_more_or_only_a_little(batch: int, longest: int
         assert reached > 0.97 * best
         exact += reached > best * (1 - 1e-9)
         drafted += int(found.sum())
-    assert exact >= 45 and drafted > 30
+    assert exact >= 45 and drafted > 20
 
 
 def by_the_rule(own: PricedController, state: RoundState) -> list[int]:
