@@ -101,6 +101,7 @@ def controllers(settings: Settings, surface: CostSurface) -> dict[str, Controlle
         "tree": tree(settings, rng),
         "mlp": mlp(settings, rng),
         "fixed": FixedPolicy(Action(8, 1.0)),
+        "plan": FixedPolicy(Action(8, 1.0, False)),
     }
     priced = {
         name: PricedController(policy, predictor, surface, settings.max_length, max(settings.batches))

@@ -188,7 +188,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "engine benchmark": lambda: engine_block(_read(ENGINE_RESULTS)),
     "evaluation": lambda: evaluation_block(_read(EVALUATION_RESULTS)),
     "sim to real": lambda: sim_to_real_block(_read(SIM_TO_REAL_RESULTS)),
-    "ablation": lambda: ablation_block(_read(ABLATION_RESULTS)),
+    "ablation": lambda: ablation_block(_read(ABLATION_RESULTS)) if ABLATION_RESULTS.is_file() else "Not run yet.",
     "live": lambda: live_block(_read(LIVE_RESULTS)),
     "vllm": lambda: vllm_block(_read(VLLM_RESULTS)),
     "compiled pass": lambda: compiled_block(_read(COMPILED_RESULTS)),

@@ -18,8 +18,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 def _sources() -> str:
     """A digest of everything that is compiled: Numba itself only looks at the file of the outermost function."""
     own = Path(__file__).parent
-    files = sorted([*own.glob("*.py"), *own.parent.glob("controllers/*.py"), *own.parent.glob("train/*.py")])
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+    texts = [file.read_bytes() for file in sorted(own.parent.glob("controllers/*.py"))]
+    scripts = (file.read_bytes() for folder in (own, own.with_name("train")) for file in sorted(folder.glob("*.py")))
+    return hashlib.sha256(b"".join([*texts, *(text for text in scripts if b"@compiled" in text)])).hexdigest()[:16]
 
 
 _CACHE = str(Path(__file__).parent / "__pycache__" / _sources())
