@@ -28,11 +28,12 @@ _CACHE = str(Path(__file__).parent / "__pycache__" / _sources())
 
 def compiled(function: F) -> F:
     """Compile for one thread, keep the machine code near the source, let other threads run meanwhile."""
-    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, _CACHE
+    config: Any = numba.config
+    before, config.CACHE_DIR = config.CACHE_DIR, _CACHE
     try:
         result: Any = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
     finally:
-        numba.config.CACHE_DIR = before
+        config.CACHE_DIR = before
     return cast(F, result)
 
 
