@@ -5,6 +5,8 @@ The choices are equal; the arithmetic is arranged for a process in which a call 
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from .action import Action
@@ -34,9 +36,11 @@ def _lengths_of_batch(
     batch, longest, price = len(allowed), action.max_length, action.price
     level = _ROWS[:longest]
     step, beyond, stop = costs.plan_rows(longest)
-    reached = np.multiply.accumulate(_by_depth(chances, longest), axis=0)
-    reached *= allowed > level
-    flat = reached.ravel()
+    expected = np.ones((longest + 1, batch))
+    expected[1:] += np.add.accumulate(np.multiply.accumulate(_by_depth(chances, longest), axis=0), axis=0)
+    added = np.log(expected[1:] / expected[:-1])
+    added *= allowed > level
+    flat = added.ravel()
     order = (-flat).argsort(kind="stable")[: np.count_nonzero(flat)]
     depths, own = np.divmod(order, batch)
     counts = np.add.accumulate(depths == level, axis=1)  # Tokens taken of each depth.
@@ -53,11 +57,11 @@ def _lengths_of_batch(
     to_start = np.count_nonzero(warm)
     if to_start:
         seconds += stop * (np.add.accumulate((depths == 0) & warm[own]) < to_start)
-    tokens = np.add.accumulate(inside * flat[order], axis=1)
-    tokens += batch
-    speed = tokens / (plain + price * seconds)
+    speed = np.add.accumulate(inside * flat[order], axis=1)
+    speed /= batch
+    speed -= np.log(plain + price * seconds)
     best = int(speed.argmax())
-    if not speed.item(best) > batch / (plain + price * stop * (to_start > 0)):
+    if not speed.item(best) > -math.log(plain + price * stop * (to_start > 0)):
         return np.zeros(batch, dtype=np.int64)
     length, last = divmod(best, len(order))
     return np.bincount(own[: last + 1][inside[length, : last + 1]], minlength=batch)

@@ -103,7 +103,7 @@ def plan_lengths(
     max_length: int,
     price: float,
 ) -> IntArray:
-    """``[B]`` lengths planned before the round: those that promise most tokens per second of it.
+    """``[B]`` lengths planned before the round: those that promise most speed for its requests, in geometric mean.
 
     ``chance`` ``[B, D]``: that a draft is accepted at each depth if all before it are (the last column also beyond);
     ``allowed`` ``[B]``: most tokens; ``warm`` ``[B]``: whose drafter is up to date; ``noisy`` ``[B]``: who samples.
@@ -111,17 +111,21 @@ def plan_lengths(
     up to ``B * max_length`` tokens; ``plain``: seconds of a round without drafts; ``noise``: of one drafted token of
     who samples; ``stop``: of letting drafters fall behind, once. ``price``: factor on all seconds beyond ``plain``.
 
-    The round's own rate is maximised, not tokens less a long-run price: predicted chances are spread too far, and the
-    rate of a round judged too good or too bad moves with the error. For every depth that the deepest draft may have,
-    tokens are taken in descending order of the chance that they are reached and kept.
+    Not the sum of tokens: a batch in which the promising get everything fills with the others, who then hold their
+    slots for longer. With r_i expected tokens of request i per round of S seconds, requests pass through the slots at a
+    rate of 1 / (S * mean(length_i / r_i)); a change of r_i counts by d r_i / r_i in every round that i is there, so
+    mean(log r_i) - log S is what to maximise. For every depth that the deepest draft may have, tokens are taken in
+    descending order of what they add.
     """
     batch = len(allowed)
-    survival = np.ones(batch)
-    reached = np.zeros(max_length * batch)  # By depth, then request: of equals the shallower comes first.
+    survival, expected = np.ones(batch), np.ones(batch)
+    added = np.zeros(max_length * batch)  # By depth, then request: of equals the shallower comes first.
     for depth in range(max_length):
         survival = survival * chance[:, min(depth, chance.shape[1] - 1)]
-        reached[depth * batch : (depth + 1) * batch] = np.where(allowed > depth, survival, 0.0)
-    order = descending(reached)[: np.count_nonzero(reached)]
+        more = expected + survival
+        added[depth * batch : (depth + 1) * batch] = np.where(allowed > depth, np.log(more / expected), 0.0)
+        expected = more
+    order = descending(added)[: np.count_nonzero(added)]
     depths, own = order // batch, order % batch
     seconds_of = noise * noisy[own]
     for depth in range(max_length):
@@ -130,7 +134,7 @@ def plan_lengths(
             seconds_of[level] += draft[1 : len(level) + 1] - draft[: len(level)]
             seconds_of[level[0]] += per_level
     started, to_start = np.cumsum((depths == 0) & warm[own]), np.sum(warm)
-    best = batch / (plain + price * stop * (to_start > 0))
+    best = -np.log(plain + price * stop * (to_start > 0))
     taken = own[:0]
     for length in range(1, max_length + 1):
         chosen = np.flatnonzero(depths < length)
@@ -138,7 +142,7 @@ def plan_lengths(
             break
         seconds = np.cumsum(seconds_of[chosen]) + curve[1 : len(chosen) + 1] + (fixed - curve[0])
         seconds += stop * (started[chosen] < to_start)
-        speed = (batch + np.cumsum(reached[order[chosen]])) / (plain + price * seconds)
+        speed = np.cumsum(added[order[chosen]]) / batch - np.log(plain + price * seconds)
         at = int(np.argmax(speed))
         if speed[at] > best:
             best, taken = speed[at], own[chosen[: at + 1]]

@@ -39,7 +39,7 @@ class PpoConfig:
     """Largest speculation lengths of a round with questions."""
     planned_lengths: tuple[int, ...] = (3, 4, 8)
     """Largest speculation lengths of a round whose lengths are planned from the requests' histories."""
-    planned_prices: tuple[float, ...] = (0.9, 1.0, 1.1)
+    planned_prices: tuple[float, ...] = (0.8, 0.9, 1.0)
     """Of such a round: factor on what speculation costs."""
     max_num_seqs: int = 32
     num_envs: int = 48

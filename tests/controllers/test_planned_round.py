@@ -42,16 +42,16 @@ def drawn(rng: np.random.Generator, batch: int, longest: int) -> dict[str, Any]:
 
 
 def speed(lengths: np.ndarray, own: dict[str, Any]) -> float:
-    """Tokens per second that ``lengths`` promise, told anew."""
-    if not lengths.any():
-        return len(lengths) / (own["plain"] + own["price"] * own["stop"] * own["warm"].any())
-    tokens, seconds = float(len(lengths)), own["fixed"] + own["curve"][lengths.sum()] - own["curve"][0]
+    """Geometric mean of the requests' tokens per second that ``lengths`` promise, told anew."""
+    seconds = own["stop"] * float((own["warm"] & (lengths == 0)).any())
+    tokens = np.ones(len(lengths))
     for depth in range(int(lengths.max())):
         going = lengths > depth
         seconds += own["draft"][going.sum()] + own["per_level"] + own["noise"] * (going & own["noisy"]).sum()
-        tokens += own["chance"][:, : depth + 1].prod(axis=1)[going].sum()
-    seconds += own["stop"] * (own["warm"] & (lengths == 0)).any()
-    return float(tokens / (own["plain"] + own["price"] * seconds))
+        tokens[going] += own["chance"][going, : depth + 1].prod(axis=1)
+    if lengths.any():
+        seconds += own["fixed"] + own["curve"][lengths.sum()] - own["curve"][0]
+    return float(np.exp(np.log(tokens).mean()) / (own["plain"] + own["price"] * seconds))
 
 
 @pytest.mark.parametrize(("batch", "longest"), [(1, 6), (2, 5), (3, 4), (4, 3)])
@@ -104,7 +104,7 @@ def test_every_choice_is_that_of_the_rule(batch: int, costs: Any) -> None:
         found = own.decide(state).num_speculative_tokens.tolist()
         assert found == by_the_rule(own, state)
         seen |= set(found)
-    assert len(seen) > (0 if costs is compute_bound else 3)
+    assert len(seen) > (0 if costs is compute_bound else 2)
 
 
 @pytest.mark.parametrize("batch", [1, 6])
