@@ -26,6 +26,11 @@ class Action(NamedTuple):
     """With a price, how requests get their own lengths. True: drafts are looked at level by level, which costs time.
     False: they are planned before the round, from each request's history."""
 
+    @property
+    def has_questions(self) -> bool:
+        """Whether the controller is asked between draft levels: never at price 0, whatever ``asks`` says."""
+        return self.asks and self.price > 0
+
     def __str__(self) -> str:
         """In a reader's words."""
         if not self.max_length:

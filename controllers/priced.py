@@ -72,7 +72,7 @@ class PricedController(Controller):
         self.features.enter(state, chance, costs)
         self.action = action = self.policy.act(self.features)
         self._round = None
-        self.asks_every_level = self.trims = action.asks and action.price > 0
+        self.asks_every_level = self.trims = action.has_questions
         allowed = np.minimum(state.max_num_speculative_tokens, self.maximum)
         if action.price == 0:
             lengths = np.minimum(allowed, action.max_length)

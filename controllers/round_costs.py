@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from .controller import FloatArray, IntArray
 from .cost_table import CHUNK_STEP, CONTEXT_STEP, CostTable
 from .price_rule import ANSWER, ASKED, DRAFTING, LEVEL, NOISE, REQUEST_LEVEL, VERIFIED, verify_curve
 
+T = TypeVar("T")
 _CACHED_ROWS = 1024
 
 
@@ -82,14 +84,19 @@ class RoundCosts:
         found: float = low + self._right * (float(row[self._column + 1]) - low)
         return found
 
+    def _kept(self, kept: dict[tuple[int, int, int], T], make: Callable[[int], T], max_length: int) -> T:
+        """What ``make`` gives for this round's requests and context; made once."""
+        key = (self.requests, self._column, max_length)
+        known = kept.get(key)
+        if known is None:
+            if len(kept) >= _CACHED_ROWS:
+                kept.clear()
+            known = kept[key] = make(max_length)
+        return known
+
     def rows(self, max_length: int) -> RoundRows:
         """For drafts of up to ``max_length`` tokens."""
-        key = (self.requests, self._column, max_length)
-        known = self._rows.get(key)
-        if known is None:
-            if len(self._rows) >= _CACHED_ROWS:
-                self._rows.clear()
-            known = self._rows[key] = self._new_rows(max_length)
+        known = self._kept(self._rows, self._new_rows, max_length)
         right = self._right
         return RoundRows(*(low + right * slope for low, slope in zip(*known, strict=True)))
 
@@ -109,13 +116,8 @@ class RoundCosts:
 
     def plan_rows(self, max_length: int) -> PlanRows:
         """For drafts of up to ``max_length`` tokens whose lengths are planned before the round."""
-        key = (self.requests, self._column, max_length)
-        known = self._plans.get(key)
-        if known is None:
-            if len(self._plans) >= _CACHED_ROWS:
-                self._plans.clear()
-            known = self._plans[key] = self._new_plan(max_length)
-        whole = known[0] + self._right * known[1]
+        low, slope = self._kept(self._plans, self._new_plan, max_length)
+        whole = low + self._right * slope
         levels = self.requests + 1
         return PlanRows(whole[:levels], whole[levels:-1], whole.item(-1))
 

@@ -135,7 +135,7 @@ class Field:
 
 
 def train_predictor(stage: Stage, seed: int) -> AcceptancePredictor:
-    """The price rule's predictor; for a recording without confidence the mean acceptance of a draft's tokens."""
+    """The price rule's predictor; for a recording without confidence it knows histories alone."""
     return fit_history(stage.trace, seed) if stage.trace.confidence is None else fit_predictor(stage.trace, seed)
 
 

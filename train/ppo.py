@@ -101,7 +101,7 @@ class PpoRun:
         bias = model.policy.action_net.bias
         assert isinstance(bias, torch.Tensor)
         with torch.no_grad():
-            bias[[number for number, tier in enumerate(config.tiers) if not (tier.asks and tier.price)]] += 1.0
+            bias[[number for number, tier in enumerate(config.tiers) if not tier.has_questions]] += 1.0
         return model
 
     def _resume(self) -> None:

@@ -16,6 +16,7 @@ from specpilot.controllers import LEVEL_FEATURES, AcceptancePredictor
 from specpilot.controllers.acceptance import FEATURE_OF_INPUT, LEVEL_INPUTS, level_inputs
 from specpilot.controllers.acceptance_history import HISTORY_DEPTHS, HISTORY_INPUTS, history_inputs
 from specpilot.controllers.acceptance_rate import next_rate
+from specpilot.envs.scenario import mean_acceptance
 from specpilot.envs.trace import Trace
 
 Array = NDArray[Any]
@@ -136,9 +137,7 @@ def fit_predictor(
 
 def fit_history(trace: Trace, seed: int) -> AcceptancePredictor:
     """For a recording without confidences: chances from histories, and one chance for all that is drafted."""
-    kept = float(trace.accepted_length.sum())
-    rejected = np.count_nonzero(trace.accepted_length < trace.max_num_speculative_tokens)
-    uninformed = AcceptancePredictor.uninformed(float(np.clip(kept / (kept + rejected), 0.01, 0.99)))
+    uninformed = AcceptancePredictor.uninformed(mean_acceptance(trace))
     return AcceptancePredictor({**uninformed.weights, **_fit_history(trace, seed)})
 
 

@@ -61,7 +61,7 @@ class ScenarioTeacher:
         )
         policy = judge.speeds(lambda rows: [self.policy.act(row) for row in rows])
         # An action that asks all the time has never come near.
-        candidates = [number for number, action in enumerate(self.tiers) if not (action.asks and action.price)]
+        candidates = [number for number, action in enumerate(self.tiers) if not action.has_questions]
         if not candidates:
             return np.full(len(policy), -1)
         gained = np.stack([judge.fixed(self.tiers[number]) for number in candidates]) / policy  # The same requests.

@@ -173,7 +173,7 @@ def missing_features(controller: Controller) -> tuple[str, ...]:
         controller = controller.inner
     if isinstance(controller, PricedController):
         tiers = getattr(controller.policy, "tiers", ())
-        if tiers and not any(tier.asks and tier.price > 0 and tier.max_length > 0 for tier in tiers):
+        if tiers and not any(tier.has_questions and tier.max_length > 0 for tier in tiers):
             return ()
         asks = True
     else:
