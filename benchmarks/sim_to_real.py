@@ -2,29 +2,31 @@
 
     python -m specpilot.benchmarks.sim_to_real --config configs/evaluate/pystdlib.yaml [--batches 1,4,16,32]
 
-Writes ``sim_to_real.json`` and ``sim_to_real.md`` to the configuration's output folder. Off, every constant length, the
-price rule and the configuration's controller files serve the evaluation recording's requests, all temperatures mixed,
-in closed loop, one after the other in every repeat. A machine's speed drifts after its cost surface was measured, so a
-few reference passes are timed before and after every repeat; errors are given as they are and with the predictions
-divided by that factor.
+Writes ``sim_to_real.json`` and ``sim_to_real.md`` to the configuration's output folder after every batch size; those
+that are there are not measured again. Off, every constant length, the price rule and the configuration's controller
+files serve the evaluation recording's requests, all temperatures mixed, in closed loop, one after the other in every
+repeat. A machine's speed drifts after its cost surface was measured, so a few reference passes are timed between the
+runs. Errors are given as they are, with the predictions divided by how slow these passes were, and of the speed
+relative to off, which is what choosing between contenders depends on.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
 from specpilot.configs import load_config
 from specpilot.controllers import ConstantController
 from specpilot.engine import Engine
-from specpilot.train.contenders import PRICE_RULE, Field, constant_name
-from specpilot.train.evaluation import EvaluateConfig, ReplayEvaluation
+from specpilot.train.contenders import OFF, PRICE_RULE, Field, constant_name
+from specpilot.train.evaluation import EvaluateConfig, ReplayEvaluation, digest
 from specpilot.train.evaluation_table import write_text
-from specpilot.train.live_evaluation import interleaved, live_makers, replayed_engine, serve_live
+from specpilot.train.live_evaluation import live_makers, replayed_engine, rotated, serve_live
 from specpilot.train.live_rounds import RoundMeter
 from specpilot.train.run_record import run_record, write_json
 from specpilot.train.scenarios import closed_loop
@@ -33,6 +35,8 @@ from .measurement import machine_state, spread
 
 GOAL = 0.05
 """Of the median absolute error."""
+KINDS_OF_ERROR = ("error", "corrected_error", "relative_error")
+MIN_REQUESTS = 4
 
 
 def compare(engine: Engine, contest: Field, batch: int, requests: int, repeats: int, seed: int) -> dict[str, Any]:
@@ -43,45 +47,68 @@ def compare(engine: Engine, contest: Field, batch: int, requests: int, repeats: 
     makers = live_makers(contest, [*constants, PRICE_RULE, *(own.name for own in contest.files)])
     predicted = {name: contest.stage.engine(schedule).serve(make()).tokens_per_second for name, make in makers.items()}
     serve_live(engine, trace, schedule, ConstantController(1))  # Warms up.
+    meter = RoundMeter(engine, contest.stage.surface)
     live: dict[str, list[float]] = {name: [] for name in makers}
-    slowness = []
+    slowness: dict[str, list[float]] = {name: [] for name in makers}
     for repeat in tqdm(range(repeats), desc=f"batch {batch}"):
-        meter = RoundMeter(engine, contest.stage.surface)
         before = meter.machine_slowness()
-        for name, run in interleaved(engine, trace, schedule, makers, repeat).items():
-            live[name].append(run.tokens_per_second)
-        slowness.append((before + meter.machine_slowness()) / 2)
+        for name in rotated(makers, repeat):
+            live[name].append(serve_live(engine, trace, schedule, makers[name]()).tokens_per_second)
+            after = meter.machine_slowness()
+            slowness[name].append((before + after) / 2)
+            before = after
+    off = Measured(predicted[OFF], live[OFF], slowness[OFF])
     return {
-        "slowness": spread(slowness),
-        "contenders": {name: errors(predicted[name], live[name], slowness) for name in makers},
+        "slowness": spread([slow for own in slowness.values() for slow in own]),
+        "contenders": {name: errors(Measured(predicted[name], live[name], slowness[name]), off) for name in makers},
     }
 
 
-def errors(predicted: float, live: Sequence[float], slowness: Sequence[float]) -> dict[str, Any]:
-    """Relative errors of a prediction in tokens per second, as it is and corrected for the machine's speed."""
+class Measured(NamedTuple):
+    """One contender at one batch size."""
+
+    predicted: float
+    """Tokens per second."""
+    live: Sequence[float]
+    """The same as measured, by repeat."""
+    slowness: Sequence[float]
+    """How slow the machine was then, over when its cost surface was measured."""
+
+    @property
+    def corrected(self) -> list[float]:
+        """What live runs would have been on the machine as it was when its cost surface was measured."""
+        return [own * slow for own, slow in zip(self.live, self.slowness, strict=True)]
+
+
+def errors(own: Measured, off: Measured) -> dict[str, Any]:
+    """Relative errors of a prediction: as it is, corrected for the machine's speed, and of the speed over ``off``'s."""
+    ratios = [one / base for one, base in zip(own.corrected, off.corrected, strict=True)]
     return {
-        "predicted": predicted,
-        "live": spread(live),
-        "error": spread([predicted / own - 1 for own in live]),
-        "corrected_error": spread([predicted / slow / own - 1 for own, slow in zip(live, slowness, strict=True)]),
+        "predicted": own.predicted,
+        "live": spread(own.live),
+        "error": spread([own.predicted / speed - 1 for speed in own.live]),
+        "corrected_error": spread([own.predicted / speed - 1 for speed in own.corrected]),
+        "relative_error": spread([own.predicted / off.predicted / ratio - 1 for ratio in ratios]),
     }
 
 
 def overall(batches: Mapping[str, Mapping[str, Any]], key: str) -> dict[str, Any]:
     """Spread of the absolute median errors over contenders and batches."""
-    return spread([abs(own[key]["median"]) for cells in batches.values() for own in cells["contenders"].values()])
+    contenders = [own for cells in batches.values() for own in cells["contenders"].items()]
+    kept = [own for name, own in contenders if not (key == "relative_error" and name == OFF)]
+    return spread([abs(own[key]["median"]) for own in kept])
 
 
 def markdown(results: Mapping[str, Any]) -> str:
     """One line for every batch and contender."""
-    lines = ["| batch | contender | predicted | live | error | corrected | min … max |", "|---" * 7 + "|"]
-    for batch, cells in results["batches"].items():
-        for name, own in cells["contenders"].items():
+    lines = ["| batch | contender | predicted | live | error | corrected | min … max | over off |", "|---" * 8 + "|"]
+    for batch, measured in results["batches"].items():
+        for name, own in measured["contenders"].items():
             fixed = own["corrected_error"]
             cells = [f"{own['predicted']:.0f}", f"{own['live']['median']:.0f}", f"{own['error']['median']:+.1%}"]
             cells += [f"{fixed['median']:+.1%}", f"{fixed['min']:+.1%} … {fixed['max']:+.1%}"]
-            lines.append(f"| {batch} | {name} | " + " | ".join(cells) + " |")
-    for key in ("error", "corrected_error"):
+            lines.append(f"| {batch} | {name} | " + " | ".join(cells) + f" | {own['relative_error']['median']:+.1%} |")
+    for key in KINDS_OF_ERROR:
         own = results[key]
         lines.append(f"\nabsolute {key.replace('_', ' ')}: median {own['median']:.1%}, largest {own['max']:.1%}")
     return "\n".join(lines) + f"\n\nGoal: a median of at most {GOAL:.0%}.\n"
@@ -96,18 +123,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--requests-per-slot", type=int, default=3)
     options = parser.parse_args(arguments)
     config, state = load_config(EvaluateConfig, options.config), machine_state()
-    contest, engine = ReplayEvaluation(config).contest, replayed_engine(config, "live")
+    evaluation, engine = ReplayEvaluation(config), replayed_engine(config, "live")
     assert isinstance(engine, Engine)
-    batches = {}
+    path, settings = Path(config.output) / "sim_to_real.json", [options.repeats, options.requests_per_slot]
+    key = digest([evaluation.key, settings])
+    batches = _measured(path, key)
     for batch in map(int, options.batches.split(",")):
-        requests = max(8, options.requests_per_slot * batch)
-        batches[str(batch)] = compare(engine, contest, batch, requests, options.repeats, config.seed)
-    sums = {key: overall(batches, key) for key in ("error", "corrected_error")}
-    results = run_record(config, machine=state, batches=batches, **sums)
-    write_json(Path(config.output) / "sim_to_real.json", results)
-    table = markdown(results)
-    write_text(Path(config.output) / "sim_to_real.md", table)
-    print(table)
+        if str(batch) in batches:
+            continue
+        requests = max(MIN_REQUESTS, options.requests_per_slot * batch)
+        batches[str(batch)] = compare(engine, evaluation.contest, batch, requests, options.repeats, config.seed)
+        sums = {kind: overall(batches, kind) for kind in KINDS_OF_ERROR}
+        results = run_record(config, key=key, machine=state, batches=batches, **sums)
+        write_json(path, results)
+        write_text(path.with_suffix(".md"), markdown(results))
+    print(path.with_suffix(".md").read_text(encoding="utf-8"))
+
+
+def _measured(path: Path, key: str) -> dict[str, Any]:
+    """Results by batch size of an earlier run with the same inputs."""
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return dict(earlier["batches"]) if isinstance(earlier, dict) and earlier.get("key") == key else {}
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
-"""Controllers that see the recording's future: the ceilings that others are measured against."""
+"""Controllers that see the recording's future: the ceilings that others are measured against.
+
+They maximise gain - price * seconds round by round, where a token counts as `price_rule` says: as one over its
+request's tokens per round. What a request makes of its rounds is known after a first pass (`Oracle.weights`).
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -11,6 +15,7 @@ import numpy as np
 from .controller import Controller, Decision, FloatArray, IntArray, RoundOutcome, RoundState
 from .cost_lookup import CostLookup, RoundSetting
 from .cost_surface import CostSurface
+from .price_rule import descending
 
 
 class Foresight(Protocol):
@@ -20,7 +25,7 @@ class Foresight(Protocol):
         """``[B]`` accepted length of the longest draft from each request's present position."""
 
 
-class _Oracle(Controller):
+class Oracle(Controller):
     """What oracles share: the future, the costs and the price of a second."""
 
     def __init__(
@@ -31,8 +36,11 @@ class _Oracle(Controller):
         price: float | None = None,
         memory: int = 200,
         context_step: int = 64,
+        weights: Mapping[str, float] | None = None,
     ) -> None:
         """``price``: tokens that a second is worth, the long-run throughput; None: what its own last rounds earned.
+
+        ``weights``: what a token of each request counts, an earlier pass's `weights`; None: all the same.
 
         ``memory`` is the number of rounds that this average looks back on. Before the first round the price is what
         plain decoding earns.
@@ -49,6 +57,16 @@ class _Oracle(Controller):
         self._price = price
         self._forget = 1 - 1 / memory
         self._tokens = self._seconds = 0.0
+        self._weights = weights or {}
+        self._requests: Sequence[str] = ()
+        self._served = dict[str, tuple[int, int]]()
+        """Tokens and rounds of each request."""
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Mean tokens per round of all rounds of requests so far, over those of each request."""
+        tokens, rounds = np.sum(list(self._served.values()), axis=0) if self._served else (1, 1)
+        return {name: float(tokens / rounds * own / made) for name, (made, own) in self._served.items()}
 
     def price(self, setting: RoundSetting) -> float:
         """Tokens that a second is worth now."""
@@ -66,67 +84,95 @@ class _Oracle(Controller):
         rounds = np.maximum(state.tokens_left / (self.maximum + 1), 1.0)
         lag = np.where(state.lag > 1, np.ceil(state.lag / rounds), state.lag).astype(np.int64)
         setting = self._costs.setting(state)._replace(lag=lag)
-        return Decision(self._best(np.minimum(future, allowed), allowed, setting, self.price(setting)))
+        self._requests = state.request_ids
+        weight = np.asarray([self._weights.get(name, 1.0) for name in state.request_ids])
+        return Decision(self._best(np.minimum(future, allowed), allowed, weight, setting, self.price(setting)))
 
     def observe(self, outcome: RoundOutcome) -> None:
-        """Update the running throughput."""
+        """Update the running throughput, and what each request makes of its rounds."""
         seconds = outcome.draft_seconds + outcome.verify_seconds + outcome.catch_up_seconds + outcome.host_seconds
         self._tokens = self._forget * self._tokens + float(outcome.num_committed.sum())
         self._seconds = self._forget * self._seconds + seconds
+        for name, gained in zip(self._requests, outcome.num_committed.tolist(), strict=True):
+            made, rounds = self._served.get(name, (0, 0))
+            self._served[name] = made + gained, rounds + 1
 
-    def _value(self, lengths: IntArray, accepted: IntArray, setting: RoundSetting, price: float) -> FloatArray:
-        """``[C]`` tokens − price · seconds of the rounds ``lengths`` ``[C, B]``."""
-        tokens = np.minimum(lengths, accepted).sum(axis=1) + len(accepted)
+    def _value(
+        self, lengths: IntArray, accepted: IntArray, weight: FloatArray, setting: RoundSetting, price: float
+    ) -> FloatArray:
+        """``[C]`` weighted tokens beyond the first − price · seconds of the rounds ``lengths`` ``[C, B]``."""
+        tokens = np.minimum(lengths, accepted) @ weight
         value: FloatArray = tokens - price * self._costs.round_seconds(setting, lengths)
         return value
 
     @abstractmethod
-    def _best(self, accepted: IntArray, allowed: IntArray, setting: RoundSetting, price: float) -> IntArray:
+    def _best(
+        self, accepted: IntArray, allowed: IntArray, weight: FloatArray, setting: RoundSetting, price: float
+    ) -> IntArray:
         """``[B]`` lengths."""
 
 
-class UniformOracle(_Oracle):
+class UniformOracle(Oracle):
     """The best common length of every round, knowing what each would be worth."""
 
-    def _best(self, accepted: IntArray, allowed: IntArray, setting: RoundSetting, price: float) -> IntArray:
+    def _best(
+        self, accepted: IntArray, allowed: IntArray, weight: FloatArray, setting: RoundSetting, price: float
+    ) -> IntArray:
         lengths = np.minimum(np.arange(self.maximum + 1)[:, None], allowed)  # [K + 1, B]
-        best: IntArray = lengths[self._value(lengths, accepted, setting, price).argmax()]
+        best: IntArray = lengths[self._value(lengths, accepted, weight, setting, price).argmax()]
         return best
 
 
-class RequestOracle(_Oracle):
+class RequestOracle(Oracle):
     """The best length for each request of every round, knowing how much each would have accepted.
 
     Nothing is drafted that would be rejected. A draft level is one pass for all, so whether it pays depends on how many
-    go on; `best_counts` finds the optimum. Where drafters lag, a request's first draft costs more than another's; then
-    single changes follow until none gains, which is the optimum in nearly all cases but not proven to be.
+    go on; `best_counts` finds the optimum. Where drafters lag, a request's first draft costs more than another's, and
+    with weights its tokens count for more; then single changes follow until none gains, which is the optimum in nearly
+    all cases but not proven to be.
     """
 
-    def _best(self, accepted: IntArray, allowed: IntArray, setting: RoundSetting, price: float) -> IntArray:
+    def _best(
+        self, accepted: IntArray, allowed: IntArray, weight: FloatArray, setting: RoundSetting, price: float
+    ) -> IntArray:
         lag, costs = setting.lag, self._costs
         draft, verify = price * costs.draft(setting), price * costs.verify(setting, setting.batch * self.maximum)
         counts = best_counts(accepted, draft, verify, price * costs.surface.overhead.drafting)
         lengths = _lengths(counts, accepted, lag)
-        if not lag.any() or not accepted.any():
+        alike = bool((weight == 1).all())
+        if not accepted.any() or (alike and not lag.any()):
             return lengths
         starts = [lengths, np.zeros_like(lengths), np.where(lag > 1, 0, accepted), np.where(lag > 0, 0, accepted)]
-        found = np.stack([self._climb(start, accepted, setting, price) for start in np.unique(starts, axis=0)])
-        best: IntArray = found[self._value(found, accepted, setting, price).argmax()]
+        if not alike:
+            heaviest = _heaviest_first(accepted, weight)
+            starts.append(heaviest[self._value(heaviest, accepted, weight, setting, price).argmax()])
+        found = np.stack([self._climb(start, accepted, weight, setting, price) for start in np.unique(starts, axis=0)])
+        best: IntArray = found[self._value(found, accepted, weight, setting, price).argmax()]
         return best
 
-    def _climb(self, lengths: IntArray, accepted: IntArray, setting: RoundSetting, price: float) -> IntArray:
+    def _climb(
+        self, lengths: IntArray, accepted: IntArray, weight: FloatArray, setting: RoundSetting, price: float
+    ) -> IntArray:
         """Make the best change of one request's length (to nothing, all, one more, one less) while it gains."""
-        batch, gained = len(accepted), float(self._value(lengths[None], accepted, setting, price)[0])
+        batch, gained = len(accepted), float(self._value(lengths[None], accepted, weight, setting, price)[0])
         requests = np.tile(np.arange(batch), 4)
         while True:
             values = np.concatenate([0 * lengths, accepted, lengths + 1, lengths - 1])
             candidates = np.tile(lengths, (len(values), 1))
             candidates[np.arange(len(values)), requests] = np.clip(values, 0, accepted[requests])
-            worth = self._value(candidates, accepted, setting, price)
+            worth = self._value(candidates, accepted, weight, setting, price)
             best = int(worth.argmax())
             if worth[best] <= gained + 1e-12:
                 return lengths
             lengths, gained = candidates[best], float(worth[best])
+
+
+def _heaviest_first(accepted: IntArray, weight: FloatArray) -> IntArray:
+    """``[C, B]`` lengths: for every bound on a draft, all that the first m requests by ``weight`` will accept."""
+    rank = descending(weight).argsort()
+    bounded = np.minimum(accepted, np.arange(1, int(accepted.max()) + 1)[:, None])  # [K, B]
+    chosen = rank < np.arange(1, len(accepted) + 1)[:, None]  # [B, B]
+    return (bounded[:, None] * chosen).reshape(-1, len(accepted))
 
 
 def best_counts(accepted: IntArray, draft: FloatArray, verify: FloatArray, drafting: float = 0.0) -> IntArray:

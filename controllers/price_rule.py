@@ -1,9 +1,14 @@
 """Which requests draft, which go on, and what is verified, given a price of time in tokens per second.
 
-Maximising tokens per second in the long run is maximising ``tokens - price * seconds`` round by round at the right
-price (Dinkelbach 1967). Every choice here is the best subset of requests under that rule, found by sorting: requests
-are alike in what they cost, so the best m are those that promise most. Written on whole arrays with what NumPy and
-Numba both know, so that a controller and the compiled replay run the same lines.
+Maximising a ratio in the long run is maximising ``gain - price * seconds`` round by round at the right price
+(Dinkelbach 1967). What is gained is not tokens as such. A batch in which the promising requests get everything fills
+with the others, who then hold their slots for longer. With r_i expected tokens of request i per round of S seconds,
+requests pass through the slots at a rate of 1 / (S * mean(length_i / r_i)); a change of r_i counts by d r_i / r_i in
+every round that i is there, so mean(log r_i) - log S is what to maximise: a token counts as one over its request's r_i.
+
+Every choice here is the best subset of requests under that rule, found by sorting: requests are alike in what they
+cost, so the best m are those that promise most. Written on whole arrays with what NumPy and Numba both know, so that a
+controller and the compiled replay run the same lines.
 """
 
 from __future__ import annotations
@@ -26,8 +31,21 @@ def verify_curve(verify: FloatArray, batch: int, count: int) -> FloatArray:
     return np.asarray(verify[low] + (tokens - low) * (verify[low + 1] - verify[low]))
 
 
+def request_weights(chance: FloatArray, max_length: int) -> FloatArray:
+    """``[B]`` what a token of each request counts: the mean request's expected tokens per round over its own.
+
+    ``chance`` ``[B, D]`` as of `plan_lengths`; ``max_length``: of the drafts that are thought of.
+    """
+    survival, expected = np.ones(len(chance)), np.ones(len(chance))
+    for depth in range(max_length):
+        survival = survival * chance[:, min(depth, chance.shape[1] - 1)]
+        expected = expected + survival
+    return np.asarray(np.mean(expected) / expected)
+
+
 def choose_starters(
     chance: FloatArray,
+    weight: FloatArray,
     catch_up: FloatArray,
     draft: FloatArray,
     curve: FloatArray,
@@ -38,14 +56,15 @@ def choose_starters(
 ) -> int:
     """How many of the requests should draft at all: the first m in the order given.
 
-    ``chance`` ``[A]``: each one's chance that its first draft is accepted, descending; further drafts are expected to
-    do as well. ``catch_up`` ``[A]``: seconds its drafter's lag costs, already spread over the rounds it will be of use.
-    ``draft`` ``[A + 1]``: seconds of a draft level by requests. ``curve``: `verify_curve` up to ``A * max_length``
-    tokens. ``fixed`` and ``per_level``: seconds for drafting at all, and for every level beside its pass.
+    ``chance`` ``[A]``: each one's chance that its first draft is accepted; further drafts are expected to do as well.
+    ``weight`` ``[A]``: `request_weights`. ``catch_up`` ``[A]``: seconds its drafter's lag costs, already spread over
+    the rounds it will be of use. ``draft`` ``[A + 1]``: seconds of a draft level by requests. ``curve``: `verify_curve`
+    up to ``A * max_length`` tokens. ``fixed`` and ``per_level``: seconds for drafting at all, and for every level
+    beside its pass.
     """
     count = len(chance)
     best, best_value = 0, 0.0
-    power = chance.copy()
+    power = weight * chance
     tokens = np.cumsum(power)  # Expected gain of the first m requests.
     behind = np.cumsum(catch_up)
     members = np.arange(1, count + 1)
@@ -63,8 +82,9 @@ def choose_starters(
 def choose_going(gain: FloatArray, draft: FloatArray, curve: FloatArray, per_level: float, price: float) -> int:
     """How many requests should draft one level more: the first m in the order given.
 
-    ``gain`` ``[A]``: each one's chance that the next draft is accepted with all before it, descending. ``draft``
-    ``[A + 1]``: seconds of a level by requests. ``curve`` ``[A + 1]``: seconds of verifying that many tokens more.
+    ``gain`` ``[A]``: each one's chance that the next draft is accepted with all before it, weighted, descending.
+    ``draft`` ``[A + 1]``: seconds of a level by requests. ``curve`` ``[A + 1]``: seconds of verifying that many tokens
+    more.
     """
     value = np.cumsum(gain) - price * (draft[1:] + per_level + curve[1:] - curve[0])
     at = int(np.argmax(value))
@@ -72,7 +92,7 @@ def choose_going(gain: FloatArray, draft: FloatArray, curve: FloatArray, per_lev
 
 
 def choose_verified(survival: FloatArray, curve: FloatArray, price: float) -> int:
-    """How many drafted tokens to verify: the first n in the order given (descending chance of being accepted).
+    """How many drafted tokens to verify: the first n in the order given (descending weighted chance of acceptance).
 
     ``survival`` ``[N]``, ``curve`` ``[N + 1]`` seconds. Survival never rises along a draft, so the best n of all
     tokens are a prefix of every request's draft.
@@ -111,11 +131,7 @@ def plan_lengths(
     up to ``B * max_length`` tokens; ``plain``: seconds of a round without drafts; ``noise``: of one drafted token of
     who samples; ``stop``: of letting drafters fall behind, once. ``price``: factor on all seconds beyond ``plain``.
 
-    Not the sum of tokens: a batch in which the promising get everything fills with the others, who then hold their
-    slots for longer. With r_i expected tokens of request i per round of S seconds, requests pass through the slots at a
-    rate of 1 / (S * mean(length_i / r_i)); a change of r_i counts by d r_i / r_i in every round that i is there, so
-    mean(log r_i) - log S is what to maximise. For every depth that the deepest draft may have, tokens are taken in
-    descending order of what they add.
+    For every depth that the deepest draft may have, tokens are taken in descending order of what they add.
     """
     batch = len(allowed)
     survival, expected = np.ones(batch), np.ones(batch)

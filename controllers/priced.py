@@ -79,7 +79,7 @@ class PricedController(Controller):
         elif not action.asks:
             lengths = planned_lengths(costs, state, chances, allowed, action)
         elif action.max_length > 0 and max(allowed.tolist()) > 0:
-            lengths = self._begin(requests, action).start(state, chance, allowed, self._gain)
+            lengths = self._begin(requests, action).start(state, chances, allowed, self._gain)
         else:
             lengths = np.zeros(requests, dtype=np.int64)
         self._longest_length = max(lengths.tolist())

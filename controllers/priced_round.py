@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from .acceptance import AcceptancePredictor
 from .action import MissingFeatureError
 from .controller import LEVEL_FEATURES, BoolArray, DraftLevel, FloatArray, IntArray, RoundState
-from .price_rule import choose_going, choose_verified, descending
+from .price_rule import choose_going, choose_verified, descending, request_weights
 from .round_costs import RoundCosts
 
 
 class PricedRound(Protocol):
     """A round that drafts."""
 
-    def start(self, state: RoundState, chance: FloatArray, allowed: IntArray, gain: float) -> IntArray:
-        """``[B]`` lengths. ``chance``: of each first draft; ``allowed``: most tokens; ``gain``: `gain_of`."""
+    def start(self, state: RoundState, chances: FloatArray, allowed: IntArray, gain: float) -> IntArray:
+        """``[B]`` lengths. ``chances`` ``[B, D]`` by depth; ``allowed`` ``[B]``: most tokens; ``gain``: `gain_of`."""
 
     def keep(self, level: DraftLevel) -> BoolArray:
         """See `Controller.keep_drafting`."""
@@ -43,7 +43,7 @@ class SingleRound:
         self._survivals: list[float] = []
         self._survival = 1.0
 
-    def start(self, state: RoundState, chance: FloatArray, allowed: IntArray, gain: float) -> IntArray:
+    def start(self, state: RoundState, chances: FloatArray, allowed: IntArray, gain: float) -> IntArray:
         """See `PricedRound.start`."""
         costs, worth, curve = self._costs, self._worth, self._curve
         self._temperature = state.temperature
@@ -52,7 +52,7 @@ class SingleRound:
         behind = costs.fixed
         if state.lag[0] > 1:
             behind += float(costs.catch_up(state.lag)[0]) / max(float(state.tokens_left[0]) / gain, 1.0)
-        power = tokens = hope = float(chance[0])
+        power = tokens = hope = float(chances[0, 0])
         self._length = 0
         for length in range(1, self._max_length + 1):
             if tokens - worth * (behind + length * self._level + curve[length] - curve[0]) > 0:
@@ -114,20 +114,22 @@ class BatchRound:
         self._survivals = np.zeros((costs.requests, max_length))
         self._planned = 0
 
-    def start(self, state: RoundState, chance: FloatArray, allowed: IntArray, gain: float) -> IntArray:
+    def start(self, state: RoundState, chances: FloatArray, allowed: IntArray, gain: float) -> IntArray:
         """See `PricedRound.start`."""
         self._temperature = state.temperature
         table = self._predictor.table
         self._rows = None if table is None else table.rows(state.temperature)
         everyone = min(allowed.tolist()) > 0
-        able, behind = np.arange(len(chance)) if everyone else np.flatnonzero(allowed > 0), None
-        own = promise = chance if everyone else chance[able]
+        able, behind = np.arange(len(chances)) if everyone else np.flatnonzero(allowed > 0), None
+        self._weight = request_weights(chances, self._max_length)
+        weight, own = (self._weight, chances[:, 0]) if everyone else (self._weight[able], chances[able, 0])
+        promise = weight * own
         if max(state.lag.tolist()) > 1:
             behind = self._behind(state, able, gain)
-            promise = own - self._worth * behind
+            promise -= self._worth * behind
         order = descending(promise)
-        count = self._count_starters(own[order], None if behind is None else behind[order])
-        self._lengths = lengths = np.zeros(len(chance), dtype=np.int64)
+        count = self._count_starters(own[order], weight[order], None if behind is None else behind[order])
+        self._lengths = lengths = np.zeros(len(chances), dtype=np.int64)
         if count:
             chosen = able[order[:count]]
             lengths[chosen] = np.minimum(allowed[chosen], self._max_length)
@@ -141,11 +143,12 @@ class BatchRound:
         behind[lagging] = self._costs.catch_up(lag[lagging]) / rounds[lagging]
         return behind
 
-    def _count_starters(self, chance: FloatArray, behind: FloatArray | None) -> int:
+    def _count_starters(self, chance: FloatArray, weight: FloatArray, behind: FloatArray | None) -> int:
         """`price_rule.choose_starters`, for all lengths at once."""
         count = len(chance)
         tokens = np.empty((self._max_length, count))
         tokens[:] = chance
+        tokens[0] *= weight
         np.multiply.accumulate(tokens, axis=0, out=tokens)
         np.add.accumulate(tokens, axis=1, out=tokens)
         np.add.accumulate(tokens, axis=0, out=tokens)
@@ -160,9 +163,10 @@ class BatchRound:
         accepted, following = self._chances(level)
         survival = self._survival[own] * accepted
         self._survival[own] = survival
-        self._survivals[own, depth - 1] = survival
+        weighted = survival * self._weight[own]
+        self._survivals[own, depth - 1] = weighted
         self._planned += len(own)
-        hope = survival * following
+        hope = weighted * following
         if np.isnan(hope).any():
             _complain(level, self._predictor)
         going = np.zeros(len(own), dtype=np.bool_)

@@ -16,13 +16,12 @@ from .drafter import Draft, DraftContext, Drafter
 from .forward_batch import Segment, build_batch
 from .kv_cache import KVCache
 from .models import ModelRunner
-from .noise import TARGET_STREAM, coins
+from .noise import coins
 from .request import Request
+from .round_noise import RoundNoise
 from .sampler import RowSampling, probabilities, temper
 from .token_tree import TokenTree
 from .verification import Verdict, accept_coupled, accept_rejection
-
-NOISE_ROWS_AT_ONCE = 12
 
 
 @dataclass(frozen=True)
@@ -57,56 +56,6 @@ class RoundResult:
     def empty(cls, catch_up: CatchUp | None = None) -> RoundResult:
         """The result of a step in which nothing decoded (but the drafter may have caught up)."""
         return cls([], [], [], [], catch_up or CatchUp(), 0.0, 0.0)
-
-
-class _RoundNoise:
-    """The target's Gumbel noise of a round: every entry computed at most once, when the drafter or verification asks.
-
-    Noise for the whole vocabulary is dear on a CPU (as much as a tenth of a token's pass on a small model), so greedy
-    requests and depths that no draft reaches must not pay for it.
-    """
-
-    def __init__(
-        self, requests: Sequence[Request], sampling: RowSampling, width: int, vocab_size: int, device: torch.device
-    ) -> None:
-        """``width``: the deepest token that may be asked for."""
-        self._sampling = sampling
-        self._ahead = np.asarray([len(request.token_ids) for request in requests])
-        self._known = np.repeat((sampling.temperature == 0)[:, None], width, axis=1)  # [B, width]; greedy: zeros
-        self._table: torch.Tensor | None = None  # [B, width, vocab_size]; entry d is the token d + 1 ahead
-        if not sampling.all_greedy:
-            self._table = torch.empty(len(requests), width, vocab_size, device=device)
-            greedy = np.flatnonzero(self._known[:, 0])
-            if greedy.size:
-                self._table[torch.from_numpy(greedy)] = 0.0
-
-    def at(self, rows: NDArray[np.int64], depth: int | NDArray[np.int64]) -> torch.Tensor | None:
-        """Noise ``[len(rows), vocab_size]`` of the token ``depth`` ahead (scalar or per row); None if all greedy."""
-        if self._table is None:
-            return None
-        entry = np.broadcast_to(depth, rows.shape) - 1
-        new = np.flatnonzero(~self._known[rows, entry])
-        if new.size:
-            own, column = self._with_next(rows[new], entry[new])
-            noise = self._sampling.take(own).noise(
-                self._ahead[own] + column, self._table.shape[-1], self._table.device, TARGET_STREAM
-            )
-            assert noise is not None  # only rows that sample are unknown
-            self._table[torch.from_numpy(own), torch.from_numpy(column)] = noise
-            self._known[own, column] = True
-        return self._table[torch.from_numpy(rows), torch.from_numpy(entry)]
-
-    def _with_next(
-        self, rows: NDArray[np.int64], entry: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The same entries and, where they are few, those of the next depths: a row alone costs as much as a dozen."""
-        depths = max(1, NOISE_ROWS_AT_ONCE // len(rows))
-        own = np.repeat(rows, depths)
-        column = (entry[:, None] + np.arange(depths)).ravel()
-        inside = column < self._known.shape[1]
-        own, column = own[inside], column[inside]
-        new = ~self._known[own, column]
-        return own[new], column[new]
 
 
 class Speculator:
@@ -153,7 +102,7 @@ class Speculator:
         """
         sampling = RowSampling.of([request.params for request in requests], [request.seed for request in requests])
         width = int(lengths.max()) + 1
-        noise = _RoundNoise(requests, sampling, width, self.vocab_size, self.target.device) if self.coupled else None
+        noise = RoundNoise(requests, sampling, width, self.vocab_size, self.target.device) if self.coupled else None
         start = time.perf_counter()
         drafts = self._draft(requests, lengths, sampling, noise, draw)
         drafted = time.perf_counter()
@@ -181,7 +130,7 @@ class Speculator:
         requests: Sequence[Request],
         lengths: NDArray[np.int64],
         sampling: RowSampling,
-        noise: _RoundNoise | None,
+        noise: RoundNoise | None,
         draw: int,
     ) -> list[Draft | None]:
         drafts: list[Draft | None] = [None] * len(requests)
@@ -207,7 +156,7 @@ class Speculator:
         ]
 
     def _draft_context(
-        self, sampling: RowSampling, noise: _RoundNoise | None, speculating: NDArray[np.int64], draw: int
+        self, sampling: RowSampling, noise: RoundNoise | None, speculating: NDArray[np.int64], draw: int
     ) -> DraftContext:
         asks = self.controller.asks_every_level
         keep_drafting = checked_keep_drafting(self.controller, speculating) if asks else None
@@ -227,7 +176,7 @@ class Speculator:
         requests: Sequence[Request],
         drafts: Sequence[Draft | None],
         sampling: RowSampling,
-        noise: _RoundNoise | None,
+        noise: RoundNoise | None,
         draw: int,
     ) -> tuple[list[Verdict], list[TokenTree]]:
         trees = [

@@ -47,6 +47,7 @@ def _bound(function: Callable[..., Any], **compiled_calls: Any) -> Any:
 next_rate = compiled(acceptance_rate.next_rate)
 interpolate = compiled(cost_table.interpolate)
 verify_curve = compiled(price_rule.verify_curve)
+request_weights = compiled(price_rule.request_weights)
 choose_starters = compiled(price_rule.choose_starters)
 choose_going = compiled(price_rule.choose_going)
 choose_verified = compiled(price_rule.choose_verified)

@@ -24,6 +24,7 @@ from .compiled import (
     next_rate,
     plain_round_seconds,
     plan_lengths,
+    request_weights,
     update_history,
     verify_curve,
     write_features,
@@ -387,11 +388,12 @@ def priced_lengths(  # noqa: C901 - one round, told in order; compiled code pays
         if lag[own] > 1:
             seconds = interpolate(costs.catch_up, 1, max(lag[own] / CHUNK_STEP, 1.0), longest)
             behind[row] = seconds / max(left[own] / gain, 1.0)
-    promise = chance[able] - worth * behind
+    weight = request_weights(chances, max_length)
+    promise = weight[able] * chance[able] - worth * behind
     order = descending(promise)
     able = able[order]
     starters = choose_starters(
-        chance[able], behind[order], draft[: len(able) + 1], curve, work[8], per_level, max_length, worth
+        chance[able], weight[able], behind[order], draft[: len(able) + 1], curve, work[8], per_level, max_length, worth
     )
     active = able[:starters]
     for own in active:
@@ -409,8 +411,9 @@ def priced_lengths(  # noqa: C901 - one round, told in order; compiled code pays
             row = active[number]
             drafted[row] = depth
             survival[row] *= recording.chance[at[row], depth - 1]
-            survivals[row, depth - 1] = survival[row]
-            hope[number] = survival[row] * recording.following[at[row], depth - 1] if lengths[row] > depth else -1.0
+            weighted = survival[row] * weight[row]
+            survivals[row, depth - 1] = weighted
+            hope[number] = weighted * recording.following[at[row], depth - 1] if lengths[row] > depth else -1.0
         order = descending(hope)
         going = 0
         for number in range(len(active)):

@@ -128,18 +128,19 @@ class ReplayEvaluation:
         self.stage = Stage.build(evaluation, self.surface, config.engine, stream)
         self.scenarios = scenarios(config.scenarios)
         inputs = [file_digest(path) for path in paths + ([] if arrivals is None else [Path(arrivals)])]
-        self._tuning_key = _digest([VERSION, inputs, asdict(config.scenarios), asdict(config.engine), config.seed])
-        self._key = _digest([self._tuning_key, [[own.name, file_digest(own.path)] for own in config.controllers]])
+        self._tuning_key = digest([VERSION, inputs, asdict(config.scenarios), asdict(config.engine), config.seed])
+        self.key = digest([self._tuning_key, [[own.name, file_digest(own.path)] for own in config.controllers]])
+        """Of everything that the results depend on."""
 
     def run(self, workers: int = 1) -> dict[str, list[dict[str, Any]]]:
         """Rows by scenario; those that an earlier run has finished are read."""
-        done = {own.name: rows for own in self.scenarios if (rows := self._read(own.name, self._key)) is not None}
+        done = {own.name: rows for own in self.scenarios if (rows := self._read(own.name, self.key)) is not None}
         missing = [own for own in self.scenarios if own.name not in done]
         if missing:
             seeds = range(self.config.scenarios.seeds)
             results = _results(self.contest, missing, seeds, min(workers, len(missing)))
             for name, rows in tqdm(results, total=len(missing), desc="scenarios", mininterval=1):
-                self._write(name, self._key, rows)
+                self._write(name, self.key, rows)
                 done[name] = rows
         return {own.name: done[own.name] for own in self.scenarios}
 
@@ -207,7 +208,8 @@ class ReplayEvaluation:
         write_json(self._path(name), {"key": key, "name": name, "content": content})
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
+    """SHA-256 of what JSON says of ``value``."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 

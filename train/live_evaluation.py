@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,9 +79,14 @@ def interleaved(
     engine: ServingEngine, trace: Trace, schedule: Schedule, makers: Mapping[str, Maker], first: int
 ) -> dict[str, LiveRun]:
     """Every contender once, each fresh; number ``first`` begins, so that none always follows the same one."""
-    names = list(makers)
-    first %= len(names)
-    return {name: serve_live(engine, trace, schedule, makers[name]()) for name in names[first:] + names[:first]}
+    return {name: serve_live(engine, trace, schedule, makers[name]()) for name in rotated(makers, first)}
+
+
+def rotated(names: Iterable[str], first: int) -> list[str]:
+    """``names`` from number ``first`` on (round and round), then those before it."""
+    all_names = list(names)
+    first %= len(all_names)
+    return all_names[first:] + all_names[:first]
 
 
 def live_makers(contest: Field, names: Sequence[str]) -> dict[str, Maker]:

@@ -1,76 +1,69 @@
-"""Oracles on replay: price and result found together, by Dinkelbach's iteration."""
+"""Oracles on replay: price, weights and result found together, pass after pass (Dinkelbach's iteration)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from specpilot.controllers import CostSurface, Decision, RequestOracle, RoundState, UniformOracle
 from specpilot.controllers.cost_lookup import RoundSetting
-from specpilot.controllers.oracle import Foresight
+from specpilot.controllers.oracle import Foresight, Oracle
 from specpilot.envs.replay import Served
 from specpilot.envs.replay_state import Schedule
 from specpilot.train.scenarios import Scenario, Stage
 
-PASSES = 3
+PASSES = 4
 
 
-class _CrowdPrice:
-    """A second is worth what each request in the system earns in it, times their number: waiting counts too."""
+class _CrowdOracle(Oracle):
+    """For traffic that queues: a second is worth what each request in the system earns in it, times their number."""
 
-    worth: float
-    """Tokens per request-second."""
-    in_system = 1
+    def __init__(
+        self, foresight: Foresight, surface: CostSurface, longest: int, worth: float, weights: Mapping[str, float]
+    ) -> None:
+        """``worth``: tokens per request-second."""
+        super().__init__(foresight, surface, longest, weights=weights)
+        self._worth = worth
+        self._in_system = 1
 
-    def note(self, state: RoundState) -> None:
-        self.in_system = state.running + state.waiting
+    def decide(self, state: RoundState) -> Decision:
+        """See `Controller.decide`."""
+        self._in_system = state.running + state.waiting
+        return super().decide(state)
 
     def price(self, setting: RoundSetting) -> float:
-        """See `_Oracle.price`."""
-        return self.worth * self.in_system
+        """See `Oracle.price`; waiting counts too."""
+        return self._worth * self._in_system
 
 
-class UniformCrowdOracle(_CrowdPrice, UniformOracle):
+class UniformCrowdOracle(_CrowdOracle, UniformOracle):
     """`UniformOracle` for traffic that queues."""
 
-    def __init__(self, foresight: Foresight, surface: CostSurface, longest: int, worth: float) -> None:
-        UniformOracle.__init__(self, foresight, surface, longest)
-        self.worth = worth
 
-    def decide(self, state: RoundState) -> Decision:
-        """See `Controller.decide`."""
-        self.note(state)
-        return super().decide(state)
-
-
-class RequestCrowdOracle(_CrowdPrice, RequestOracle):
+class RequestCrowdOracle(_CrowdOracle, RequestOracle):
     """`RequestOracle` for traffic that queues."""
-
-    def __init__(self, foresight: Foresight, surface: CostSurface, longest: int, worth: float) -> None:
-        RequestOracle.__init__(self, foresight, surface, longest)
-        self.worth = worth
-
-    def decide(self, state: RoundState) -> Decision:
-        """See `Controller.decide`."""
-        self.note(state)
-        return super().decide(state)
 
 
 def serve_oracle(
     stage: Stage, scenario: Scenario, schedule: Schedule, per_request: bool, price: float, passes: int = PASSES
 ) -> Served:
-    """The best of ``passes`` passes, each priced with what the best before it earned; ``price`` is the first's.
+    """The best of ``passes`` passes, each with the price and the weights that the best before it came to.
 
     Prices and results are in the scenario's figure: tokens per second, or per request-second where requests queue.
+    ``price`` is the first pass's; in it all tokens count the same.
     """
-    longest, best = stage.trace.max_num_speculative_tokens, None
+    longest, best, weights = stage.trace.max_num_speculative_tokens, None, dict[str, float]()
     for _ in range(passes):
         engine = stage.engine(schedule)
+        oracle: Oracle
         if scenario.is_open:
             crowd = RequestCrowdOracle if per_request else UniformCrowdOracle
-            served = engine.serve(crowd(engine, stage.surface, longest, price))
+            oracle = crowd(engine, stage.surface, longest, price, weights)
         else:
             kind = RequestOracle if per_request else UniformOracle
-            served = engine.serve(kind(engine, stage.surface, longest, price))
+            oracle = kind(engine, stage.surface, longest, price, weights=weights)
+        served = engine.serve(oracle)
         if best is not None and getattr(served, scenario.figure) <= getattr(best, scenario.figure):
             break
-        best, price = served, getattr(served, scenario.figure)
+        best, price, weights = served, getattr(served, scenario.figure), oracle.weights
     assert best is not None
     return best

@@ -26,9 +26,14 @@ class Known:
 
 
 def value(
-    costs: CostSurface, lengths: Sequence[int], accepted: Sequence[int], state: RoundState, price: float
+    costs: CostSurface,
+    lengths: Sequence[int],
+    accepted: Sequence[int],
+    state: RoundState,
+    price: float,
+    weights: Sequence[float] = (1.0,) * 4,
 ) -> float:
-    tokens = sum(min(length, kept) + 1 for length, kept in zip(lengths, accepted, strict=True))
+    tokens = sum(own * min(length, kept) for length, kept, own in zip(lengths, accepted, weights, strict=False))
     seconds = costs.round_seconds(lengths, state.context_length, state.lag, temperatures=state.temperature)
     return tokens - price * seconds
 
@@ -60,6 +65,33 @@ def test_the_request_oracle_finds_the_best_of_all_lengths(seed: int) -> None:
         for lengths in itertools.product(*(range(kept + 1) for kept in accepted))
     )
     assert value(costs, found.tolist(), accepted, state, price) == pytest.approx(best)
+
+
+@pytest.mark.parametrize("max_lag", [0, 40])
+def test_where_requests_tokens_count_differently_the_request_oracle_still_finds_the_best(max_lag: int) -> None:
+    changed = 0
+    for seed in range(40):
+        costs, accepted, state, price = random_round(seed, max_lag)
+        weights = np.random.default_rng(seed).uniform(0.5, 2.0, 4).tolist()
+        named = dict(zip(state.request_ids, weights, strict=False))
+        oracle, plain = (RequestOracle(Known(accepted), costs, 3, price, weights=own) for own in (named, None))
+        found = oracle.decide(state).num_speculative_tokens
+        best = max(
+            value(costs, lengths, accepted, state, price, weights)
+            for lengths in itertools.product(*(range(kept + 1) for kept in accepted))
+        )
+        assert value(costs, found.tolist(), accepted, state, price, weights) == pytest.approx(best), seed
+        changed += found.tolist() != plain.decide(state).num_speculative_tokens.tolist()
+    assert changed > 2
+
+
+def test_weights_are_one_over_what_a_request_made_of_its_rounds() -> None:
+    oracle = UniformOracle(Known([3, 0]), memory_bound(), 4)
+    for _ in range(5):
+        oracle.decide(round_state(2))
+        oracle.observe(outcome([3, 3], [3, 0]))
+    first, second = round_state(2).request_ids
+    assert oracle.weights == pytest.approx({first: 2.5 / 4, second: 2.5})
 
 
 @pytest.mark.parametrize("max_lag", [1, 40])
@@ -101,6 +133,7 @@ def test_the_price_is_what_its_own_rounds_earned_and_plain_decoding_before() -> 
     oracle = UniformOracle(Known([1, 1]), memory_bound(), 4)
     setting = oracle._costs.setting(round_state(2))
     assert oracle.price(setting) == pytest.approx(2 / memory_bound().round_seconds([0, 0], [64, 64], [0, 0]))
+    oracle.decide(round_state(2))
     for _ in range(3):
         oracle.observe(outcome([1, 1], [1, 0]))
     assert oracle.price(setting) == pytest.approx(3.0)

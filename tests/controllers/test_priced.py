@@ -24,6 +24,7 @@ from specpilot.controllers.price_rule import (
     choose_starters,
     choose_verified,
     descending,
+    request_weights,
     verify_curve,
 )
 from specpilot.tests.support.priced import controller, play, random_level, random_mlp, random_state, random_tree
@@ -59,7 +60,9 @@ class ByTheRule(Controller):
         self.per_level = work[2] + work[5]
         self.state, self.survival, self.planned = state, np.ones(requests), 0
         self.survivals = np.zeros((requests, action.max_length))
-        chance = self.model.predictor.history.of_state(state)[:, 0]
+        chances = self.model.predictor.history.of_state(state)
+        chance, weight = chances[:, 0], request_weights(chances, action.max_length)
+        self.weight = weight
         allowed = np.minimum(state.max_num_speculative_tokens, self.model.maximum)
         able = np.flatnonzero(allowed > 0)
         behind = np.zeros(requests)
@@ -68,11 +71,11 @@ class ByTheRule(Controller):
             behind[row] = seconds / max(state.tokens_left[row] / gain, 1.0)
         self.lengths = np.zeros(requests, dtype=np.int64)
         if len(able):
-            able = able[descending(chance[able] - self.worth * behind[able])]
+            able = able[descending(weight[able] * chance[able] - self.worth * behind[able])]
             drafts = self.draft[: len(able) + 1]
             fixed, most = float(work[8]), action.max_length
             count = choose_starters(
-                chance[able], behind[able], drafts, self.curve, fixed, self.per_level, most, self.worth
+                chance[able], weight[able], behind[able], drafts, self.curve, fixed, self.per_level, most, self.worth
             )
             self.lengths[able[:count]] = np.minimum(allowed[able[:count]], most)
         return Decision(self.lengths)
@@ -82,9 +85,10 @@ class ByTheRule(Controller):
         told = np.stack([level.top1_probability, level.entropy, level.margin, level.agreement], axis=1)
         accepted, following = self.model.predictor.level(told, self.state.temperature[own], level.depth)
         self.survival[own] *= accepted
-        self.survivals[own, level.depth - 1] = self.survival[own]
+        weighted = self.survival[own] * self.weight[own]
+        self.survivals[own, level.depth - 1] = weighted
         self.planned += len(own)
-        hope = np.where(self.lengths[own] > level.depth, self.survival[own] * following, -1.0)
+        hope = np.where(self.lengths[own] > level.depth, weighted * following, -1.0)
         order = descending(hope)[: np.count_nonzero(hope >= 0)]
         start = min(self.planned, len(self.curve) - 1 - len(order))
         curve = self.curve[start : start + len(order) + 1]
@@ -104,7 +108,7 @@ class ByTheRule(Controller):
 @pytest.mark.parametrize("batch", [1, 2, 5, 8, 13])
 def test_every_choice_is_that_of_the_price_rule(batch: int, costs: Any) -> None:
     rng, drafted, trimmed = np.random.default_rng(batch), 0, 0
-    for trial in range(60):
+    for trial in range(90):
         policy = FixedPolicy(Action(int(rng.integers(1, 9)), float(rng.choice([0.25, 0.5, 1.0, 2.0]))))
         own = controller(policy, costs())
         own.history[16] = float(rng.uniform(0.8, 3))

@@ -14,7 +14,7 @@ from scipy import stats
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 import specpilot.engine.noise as noise_module
-import specpilot.engine.sampler as sampler_module
+import specpilot.engine.round_noise as round_noise_module
 import specpilot.engine.speculation as speculation_module
 import specpilot.engine.verification as verification_module
 from specpilot.controllers import ConstantController
@@ -256,11 +256,11 @@ WRONG_RULES: dict[str, tuple[Case, Wrong]] = {
     ),
     "noise that forgets the position": (
         Case("coupled"),
-        lambda patch: patch.setattr(sampler_module, "noise_keys", position_blind(noise_module.noise_keys)),
+        lambda patch: patch.setattr(round_noise_module, "noise_keys", position_blind(noise_module.noise_keys)),
     ),
     "noise of few seeds": (
         Case("coupled"),
-        lambda patch: patch.setattr(sampler_module, "noise_keys", half_the_seeds(noise_module.noise_keys)),
+        lambda patch: patch.setattr(round_noise_module, "noise_keys", half_the_seeds(noise_module.noise_keys)),
     ),
 }
 

@@ -7,7 +7,16 @@ import pytest
 import torch
 from scipy import stats
 
-from specpilot.engine.noise import ACCEPT_STREAM, DRAFT_STREAM, TARGET_STREAM, coins, gumbel_noise, noise_keys
+from specpilot.engine.noise import (
+    ACCEPT_STREAM,
+    DRAFT_STREAM,
+    TARGET_STREAM,
+    _uniform_on_device,
+    coins,
+    gumbel_noise,
+    noise_keys,
+)
+from specpilot.engine.noise_kernel import uniform_rows
 
 CPU = torch.device("cpu")
 
@@ -32,6 +41,27 @@ def test_noise_is_the_same_on_every_run() -> None:
     keys = noise_keys(np.asarray([0, 1, 2**62]), np.asarray([0, 5, 1000]), TARGET_STREAM)
     assert np.array_equal(keys, noise_keys(np.asarray([0, 1, 2**62]), np.asarray([0, 5, 1000]), TARGET_STREAM))
     assert len(set(keys.tolist())) == 3
+
+
+def test_the_compiled_noise_is_that_of_other_devices() -> None:
+    keys = np.random.default_rng(0).integers(0, 2**64, 300, dtype=np.uint64)
+    halves = keys.view(np.int32).reshape(-1, 2)
+    compiled = torch.from_numpy(uniform_rows(halves.view(np.uint32), 2048))
+    assert torch.equal(compiled, _uniform_on_device(torch.from_numpy(halves), 2048))
+
+
+def test_keys_are_the_same_as_ever() -> None:
+    """SplitMix64 by hand: texts and recordings depend on these numbers."""
+
+    def mix(value: int) -> int:
+        value = (value + 0x9E3779B97F4A7C15) % 2**64
+        value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        value = (value ^ (value >> 27)) * 0x94D049BB133111EB % 2**64
+        return value ^ (value >> 31)
+
+    for seed, position, draw in ((0, 0, 0), (2**62, 7, 0), (12345, 999, 3)):
+        expected = mix(mix(mix(seed) ^ position) ^ (draw << 2 | DRAFT_STREAM))
+        assert int(noise_keys(np.asarray([seed]), np.asarray([position]), DRAFT_STREAM, draw)[0]) == expected
 
 
 def test_noise_is_gumbel() -> None:

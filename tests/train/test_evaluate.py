@@ -156,9 +156,9 @@ def test_resumed_is_as_uninterrupted(whole: tuple[EvaluateConfig, dict[str, Any]
 def test_a_part_of_other_settings_is_not_used(whole: tuple[EvaluateConfig, dict[str, Any]]) -> None:
     config, _ = whole
     evaluation = ReplayEvaluation(config)
-    assert evaluation._read("mix c=2", evaluation._key) is not None
+    assert evaluation._read("mix c=2", evaluation.key) is not None
     other = ReplayEvaluation(dataclasses.replace(config, seed=1))
-    assert other._read("mix c=2", other._key) is None
+    assert other._read("mix c=2", other.key) is None
 
 
 def made_rows(**speeds: list[float]) -> list[dict[str, Any]]:
