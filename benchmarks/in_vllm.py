@@ -1,12 +1,13 @@
 """Compare on real vLLM: no speculation, constant lengths, vLLM's own table, and a controller through the plugin.
 
-    .venv-vllm/bin/python benchmarks/in_vllm.py --config configs/benchmark/vllm.yaml             # about 20 minutes
+    .venv-vllm/bin/python benchmarks/in_vllm.py --config configs/benchmark/vllm.yaml             # half an hour, 12 GB
     .venv-vllm/bin/python benchmarks/in_vllm.py --config ... --scenarios c=1 "bursts 0.5"        # only these
     python benchmarks/in_vllm.py --report benchmarks/results/vllm.json                           # the table again
 
-Three engines in one process (`make vllm-env`): without speculation; stock vLLM with its per-batch-size table, tuned on
-the training requests with our evaluation; with the plugin, as it comes. All serve the same requests in turn, greedily.
-What a file of results holds already is not measured again. Writes JSON with every sample.
+Each contender has an engine of its own, all in one process (`make vllm-env`): without speculation; stock vLLM with its
+per-batch-size table, tuned on the training requests with our evaluation; with the plugin, as it comes. All serve the
+same requests, greedily, in short turns (`vllm_serving.py`). What a file of results holds already is not measured again.
+Writes JSON with every sample.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -27,10 +29,11 @@ import torch
 from specpilot.benchmarks.measurement import ROOT, machine_state
 from specpilot.benchmarks.vllm_config import VllmBenchmark
 from specpilot.benchmarks.vllm_report import CONTROLLER, PLUGIN_OFF, TABLE, vllm_block
-from specpilot.benchmarks.vllm_serving import Contender, serve, warm_up
+from specpilot.benchmarks.vllm_serving import Contender, decode_seconds, serve_in_turns
 from specpilot.configs import ConfigError, load_config
-from specpilot.controllers import ConstantController, CostSurface, load_controller
+from specpilot.controllers import ConstantController, Controller, CostSurface, load_controller
 from specpilot.controllers.length_table import Row
+from specpilot.controllers.observation import plain_round_seconds
 from specpilot.engine.vllm.engine import STOCK, VllmEngine, VllmEngineConfig
 from specpilot.engine.vllm.settings import VllmSettings
 from specpilot.envs.replay import ReplayConfig
@@ -42,7 +45,7 @@ from specpilot.train.contenders import OFF, constant_name, train_predictor
 from specpilot.train.run_record import run_record, write_json
 from specpilot.train.scenarios import Scenario, ScenarioConfig, Stage
 
-FORMAT = 1
+FORMAT = 2
 CONFIRM_STEPS, DWELL_STEPS = VllmSettings().confirm_steps, VllmSettings().dwell_steps
 """The plugin as it comes."""
 
@@ -92,31 +95,34 @@ class Benchmark:
             prefill_chunk=own.prefill_chunk,
             max_num_speculative_tokens=max(own.lengths),
         )
-        plain = VllmEngine(replace(base, drafter=None, scheduler=STOCK))
-        stock = VllmEngine(replace(base, scheduler=STOCK, table=self.table))
-        steered = VllmEngine(replace(base, confirm_steps=CONFIRM_STEPS, dwell_steps=DWELL_STEPS))
-        warm_up([plain, stock, steered], self.stage.trace)
-        constants = {
-            constant_name(k): Contender(steered, lambda k=k: ConstantController(k))  # type: ignore[misc]
-            for k in own.lengths
-        }
-        return {
-            OFF: Contender(plain),
-            PLUGIN_OFF: Contender(steered, lambda: ConstantController(0)),
-            **constants,
-            TABLE: Contender(stock),
-            CONTROLLER: Contender(steered, lambda: load_controller(ROOT / own.controller)),
-        }
+        steered = replace(base, confirm_steps=CONFIRM_STEPS, dwell_steps=DWELL_STEPS)
 
-    def measure(self, scenario: Scenario, repeat: int) -> dict[str, Any]:
-        """Every contender on the same requests, in turn, with another one first each time."""
-        schedule = self.stage.schedule(scenario, self.config.seed + repeat)
-        names, first = list(self.contenders), repeat % len(self.contenders)
-        runs = {
-            name: serve(self.contenders[name], self.stage.trace, schedule).document()
-            for name in names[first:] + names[:first]
+        def chosen(make: Callable[[], Controller]) -> Contender:
+            return Contender(VllmEngine(steered), make)
+
+        contenders = {
+            OFF: Contender(VllmEngine(replace(base, drafter=None, scheduler=STOCK))),
+            PLUGIN_OFF: chosen(lambda: ConstantController(0)),
+            **{constant_name(k): chosen(partial(ConstantController, k)) for k in own.lengths},
+            TABLE: Contender(VllmEngine(replace(base, scheduler=STOCK, table=self.table))),
+            CONTROLLER: chosen(lambda: load_controller(ROOT / own.controller)),
         }
-        return {name: runs[name] for name in names}
+        for contender in contenders.values():  # The first steps of an engine are slow.
+            decode_seconds(contender.engine, self.stage.trace)
+        return contenders
+
+    def slowness(self) -> float:
+        """Seconds of a plain step with all slots in use, now, over those of the recorded costs."""
+        seconds, context = decode_seconds(self.contenders[OFF].engine, self.stage.trace)
+        return seconds / plain_round_seconds(self.stage.costs, self.config.max_num_seqs, context)
+
+    def measure(self, scenario: Scenario, repeat: int) -> tuple[float, dict[str, Any]]:
+        """`slowness`, and every contender on the same requests. Arrivals come as much later as the machine is slow, for
+        a load is a share of what it can serve."""
+        schedule, slowness = self.stage.schedule(scenario, self.config.seed + repeat), self.slowness()
+        schedule = schedule._replace(arrival=schedule.arrival * slowness)
+        runs = serve_in_turns(self.contenders, self.stage.trace, schedule)
+        return slowness, {name: run.document() for name, run in runs.items()}
 
 
 def measure(config: VllmBenchmark, only: list[str] | None, seconds: float) -> dict[str, Any]:
@@ -131,7 +137,7 @@ def measure(config: VllmBenchmark, only: list[str] | None, seconds: float) -> di
         write_json(output, results)
     benchmark.table = tuple((low, high, length) for low, high, length in results["table"])
     for name, scenario in known.items():
-        own = {"is_open": scenario.is_open, "requests": scenario.num_requests, "repeats": []}
+        own = {"is_open": scenario.is_open, "requests": scenario.num_requests, "slowness": [], "repeats": []}
         results["scenarios"].setdefault(name, own)
     for repeat, name in product(range(config.repeats), only or known):
         own = results["scenarios"][name]
@@ -140,7 +146,9 @@ def measure(config: VllmBenchmark, only: list[str] | None, seconds: float) -> di
         if time.monotonic() - start > seconds:
             break
         print(f"{name}: repeat {repeat + 1} of {config.repeats}", file=sys.stderr, flush=True)
-        own["repeats"].append(benchmark.measure(known[name], repeat))
+        slowness, runs = benchmark.measure(known[name], repeat)
+        own["slowness"].append(slowness)
+        own["repeats"].append(runs)
         write_json(output, results)
     return results
 

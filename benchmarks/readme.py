@@ -17,6 +17,7 @@ from typing import Any
 
 from specpilot.benchmarks.measurement import ROOT
 from specpilot.benchmarks.report import bar_table, bars, batch_table, origin, speculation_table, table
+from specpilot.benchmarks.sim_to_real import KINDS_OF_ERROR
 from specpilot.benchmarks.vllm_report import vllm_block
 from specpilot.train.pair_report import acceptance_cells
 
@@ -137,13 +138,19 @@ def sim_to_real_block(results: dict[str, Any]) -> str:
     """How far replay's predictions are off the live engine, by batch."""
     rows = []
     for batch, cells in results["batches"].items():
-        errors = [own["error"]["median"] for own in cells["contenders"].values()]
-        common = statistics.median(errors)
-        among = [abs((1 + error) / (1 + common) - 1) for error in errors]
-        typical = statistics.median(map(abs, errors))
-        rows.append([batch, str(len(errors)), *(f"{own:.1%}" for own in (typical, common, statistics.median(among)))])
-    rows.append(["all", "", f"{results['error']['median']:.1%}", "", ""])
-    header = ["batch", "controllers", "median absolute error", "of which common to all", "among controllers"]
+        found = list(cells["contenders"].values())
+        typical = (statistics.median(abs(own[kind]["median"]) for own in found) for kind in KINDS_OF_ERROR)
+        low, high = cells["slowness"]["min"], cells["slowness"]["max"]
+        rows.append([batch, str(len(found)), f"{low:.2f} … {high:.2f}", *(f"{own:.1%}" for own in typical)])
+    rows.append(["all", "", "", *(f"{results[kind]['median']:.1%}" for kind in KINDS_OF_ERROR)])
+    header = [
+        "batch",
+        "controllers",
+        "machine's slowness",
+        "median absolute error",
+        "corrected for it",
+        "of the speed over off",
+    ]
     return f"{_made(results)}.\n\n{table(header, rows)}"
 
 

@@ -1,10 +1,16 @@
-"""Serve recorded requests on engines in turn and time every request."""
+"""Serve recorded requests on several engines, which take turns, and time every request.
+
+A machine's speed changes from one minute to the next by more than the contenders differ. So none serves to the end
+before the next begins: they take short turns, each with an engine of its own, and a contender's clock runs in its own
+turns alone. What the machine does then meets all of them alike.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +20,17 @@ from specpilot.engine.vllm.engine import VllmEngine
 from specpilot.envs.replay_state import Schedule
 from specpilot.envs.trace import Trace
 
-WARM_UP_TOKENS = 24
+FULL_TOKENS = 24
+"""Of each request in `decode_seconds`."""
+TURN_SECONDS = 0.25
+"""Of a contender's clock, where requests arrive by it: long against a step, short against the machine's changes."""
+TURNS = 24
+"""Of a contender in closed loop, where each turn has as many tokens."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One contender's service of a schedule."""
+    """One contender's service of a schedule. Seconds are of its own clock."""
 
     seconds: float
     """From the first arrival to the last end."""
@@ -52,45 +63,95 @@ class Contender:
     """None: nothing of ours; vLLM does what it was started with."""
 
 
-def serve(contender: Contender, trace: Trace, schedule: Schedule) -> Run:
-    """Serve ``schedule`` (of one engine) to its end: in closed loop, or as its requests arrive by the clock."""
-    engine = contender.engine
-    if contender.make is not None:
-        engine.controller = contender.make()
-    before, steps = _plugin_seconds(engine), 0
-    concurrency, count = int(schedule.concurrency[0]), int(schedule.count[0])
-    arrival, ended, names, running = [0.0] * count, dict[str, float](), list[str](), 0
-    start = time.perf_counter()
-    while len(names) < count or engine.has_work:
-        now = time.perf_counter() - start
-        while len(names) < count and (running < concurrency if concurrency else schedule.arrival[0, len(names)] <= now):
-            arrival[len(names)] = now if concurrency else float(schedule.arrival[0, len(names)])
-            names.append(_add(engine, trace, int(schedule.record[0, len(names)])))
-            running += 1
-        if not engine.has_work:
-            time.sleep(max(0.0, float(schedule.arrival[0, len(names)]) - (time.perf_counter() - start)))
-            continue
-        steps += 1
-        for chunk in engine.step():
+class Service:
+    """One contender's service of a schedule (of one engine): in closed loop, or as requests arrive by its clock."""
+
+    def __init__(self, contender: Contender, trace: Trace, schedule: Schedule) -> None:
+        self._engine, self._trace, self._schedule = contender.engine, trace, schedule
+        self._concurrency, self._count = int(schedule.concurrency[0]), int(schedule.count[0])
+        self._names, self._arrival, self._ended = list[str](), list[float](), dict[str, float]()
+        self._clock, self._since = 0.0, 0.0
+        self._tokens = self._steps = 0
+        if contender.make is not None:
+            self._engine.controller = contender.make()
+            self._engine.steering.measure_arrivals(self.now)
+        self._plugin_before = _plugin_seconds(self._engine)
+
+    def now(self) -> float:
+        """Seconds of turns so far; to be asked within a turn."""
+        return self._clock + time.perf_counter() - self._since
+
+    @property
+    def is_over(self) -> bool:
+        """Every request has ended."""
+        return len(self._ended) == self._count
+
+    def turn(self, number: int) -> None:
+        """Go on until the end of turn ``number`` (from 1), or of the schedule."""
+        self._since = time.perf_counter()
+        whole = int(self._schedule.length.sum())
+        while not self.is_over:
+            if (self._tokens >= number * whole / TURNS) if self._concurrency else (self.now() >= number * TURN_SECONDS):
+                break
+            self._admit()
+            if self._engine.has_work:
+                self._step()
+            else:  # Nobody is there: the clock goes to the next arrival, and nobody has to wait for it.
+                self._clock += max(0.0, float(self._schedule.arrival[0, len(self._names)]) - self.now())
+        self._clock = self.now()
+
+    def _admit(self) -> None:
+        """Add those whose time has come."""
+        while len(self._names) < self._count:
+            place, now = len(self._names), self.now()
+            planned = now if self._concurrency else float(self._schedule.arrival[0, place])
+            if planned > now or 0 < self._concurrency <= place - len(self._ended):
+                return
+            self._arrival.append(planned)
+            self._names.append(_add(self._engine, self._trace, int(self._schedule.record[0, place])))
+
+    def _step(self) -> None:
+        self._steps += 1
+        for chunk in self._engine.step():
+            self._tokens += len(chunk.token_ids)
             if chunk.finish_reason is not None:
-                running -= 1
-                ended[chunk.request_id] = time.perf_counter() - start
-    outputs = tuple(tuple(engine.take_result(name).token_ids) for name in names)
-    latency = sum(ended[name] - own for name, own in zip(names, arrival, strict=True))
-    seconds = max(ended.values()) - min(arrival)
-    return Run(seconds, latency, steps, _plugin_seconds(engine) - before, outputs)
+                self._ended[chunk.request_id] = self.now()
+
+    def run(self) -> Run:
+        """What it was; to be called once, when it is over."""
+        outputs = tuple(tuple(self._engine.take_result(name).token_ids) for name in self._names)
+        latency = sum(self._ended[name] - own for name, own in zip(self._names, self._arrival, strict=True))
+        seconds = max(self._ended.values()) - min(self._arrival)
+        return Run(seconds, latency, self._steps, _plugin_seconds(self._engine) - self._plugin_before, outputs)
 
 
-def warm_up(engines: Sequence[VllmEngine], trace: Trace) -> None:
-    """A first batch for each engine, of all that it will hold."""
-    for engine in engines:
-        for record in range(min(engine.config.max_num_seqs, len(trace))):
-            engine.add_request(trace.prompt(record), SamplingParams(max_tokens=WARM_UP_TOKENS, ignore_eos=True))
-        finished = list[str]()
-        while engine.has_work:
-            finished += [chunk.request_id for chunk in engine.step() if chunk.finish_reason is not None]
-        for name in finished:
-            engine.take_result(name)
+def serve_in_turns(contenders: Mapping[str, Contender], trace: Trace, schedule: Schedule) -> dict[str, Run]:
+    """Every contender serves ``schedule``; each turn another one goes first. They must not share an engine."""
+    services = {name: Service(own, trace, schedule) for name, own in contenders.items()}
+    names, number = list(services), 0
+    while not all(own.is_over for own in services.values()):
+        first = number % len(names)
+        number += 1
+        for name in names[first:] + names[:first]:
+            services[name].turn(number)
+    return {name: own.run() for name, own in services.items()}
+
+
+def decode_seconds(engine: VllmEngine, trace: Trace) -> tuple[float, float]:
+    """Median seconds of a step in which all slots decode, and the mean context in tokens that they have."""
+    slots = min(engine.config.max_num_seqs, len(trace))
+    for record in range(slots):
+        engine.add_request(trace.prompt(record), SamplingParams(max_tokens=FULL_TOKENS, ignore_eos=True))
+    finished, seconds = list[str](), list[float]()
+    while engine.has_work:
+        start = time.perf_counter()
+        chunks = engine.step()
+        if len(chunks) == slots:
+            seconds.append(time.perf_counter() - start)
+        finished += [chunk.request_id for chunk in chunks if chunk.finish_reason is not None]
+    for name in finished:
+        engine.take_result(name)
+    return statistics.median(seconds), float(trace.prompt_tokens[:slots].mean()) + FULL_TOKENS / 2
 
 
 def _add(engine: VllmEngine, trace: Trace, record: int) -> str:

@@ -24,6 +24,11 @@ MARGINS = round(math.sqrt(MAX_MARGIN) * STEPS) + 1
 Network = Callable[[NDArray[np.float32], FloatArray, FloatArray], tuple[NDArray[np.float32], NDArray[np.float32]]]
 
 
+def step_of(margin: float) -> int:
+    """Where a margin lies in the table."""
+    return int(math.sqrt(min(max(margin, 0.0), MAX_MARGIN)) * STEPS + 0.5)
+
+
 class AcceptanceTable:
     """Both chances of a drafted token by temperature, depth, agreement and margin.
 
@@ -35,7 +40,8 @@ class AcceptanceTable:
         """``network``: `AcceptancePredictor.level` for ``confidence`` ``[N, 4]``, ``temperature`` and ``depth``."""
         self._network = network
         self._rows = dict[float, int]()
-        self._chances = np.zeros((0, DEPTHS, 3, MARGINS, 2), dtype=np.float32)
+        self.chances = np.zeros((0, DEPTHS, 3, MARGINS, 2), dtype=np.float32)
+        """By row, depth - 1, agreement + 1 and `step_of` the margin: of the token, and of the next one."""
 
     def rows(self, temperature: FloatArray) -> IntArray:
         """``[B]`` row of each temperature; holds until this is called again."""
@@ -57,25 +63,24 @@ class AcceptanceTable:
             return chances[0] + hide, chances[1] + hide
         step = (np.sqrt(np.minimum(np.maximum(margins, 0.0), MAX_MARGIN)) * STEPS + 0.5).astype(np.int64)
         depths = depth - 1 if isinstance(depth, int) else np.asarray(depth, dtype=np.int64) - 1
-        found = self._chances[rows, np.minimum(depths, DEPTHS - 1), (agreements + 1.5).astype(np.int64), step]
+        found = self.chances[rows, np.minimum(depths, DEPTHS - 1), (agreements + 1.5).astype(np.int64), step]
         return found[..., 0], found[..., 1]
 
     def level_of_one(self, row: int, margin: float, agreement: float, depth: int) -> tuple[float, float]:
         """The same for one token, where calls of NumPy would take longer than the look-up."""
-        step = int(math.sqrt(min(max(margin, 0.0), MAX_MARGIN)) * STEPS + 0.5)
-        at = row, min(depth, DEPTHS) - 1, int(agreement + 1.5), step
-        return self._chances.item(*at, 0), self._chances.item(*at, 1)
+        at = row, min(depth, DEPTHS) - 1, int(agreement + 1.5), step_of(margin)
+        return self.chances.item(*at, 0), self.chances.item(*at, 1)
 
     def _add(self, keys: list[float]) -> None:
         new = sorted(set(keys) - set(self._rows))
         if len(self._rows) + len(new) > MAX_TEMPERATURES:
             self._rows.clear()
-            new, self._chances = sorted(set(keys)), self._chances[:0]
-        parts = [self._chances]
+            new, self.chances = sorted(set(keys)), self.chances[:0]
+        parts = [self.chances]
         for key in new:
             self._rows[key] = len(self._rows)
             parts.append(self._part(key)[None])
-        self._chances = np.concatenate(parts)
+        self.chances = np.concatenate(parts)
 
     def _part(self, temperature: float) -> NDArray[np.float32]:
         """``[DEPTHS, 3, MARGINS, 2]``."""

@@ -54,6 +54,10 @@ class Policy(Protocol):
     def feature_names(self) -> tuple[str, ...]:
         """Those of `observation.FEATURE_NAMES` that `act` reads."""
 
+    @property
+    def tiers(self) -> tuple[Action, ...]:
+        """All actions that there are."""
+
     def act(self, features: Features) -> Action:
         """Choose for ``features``, an array ``[NUM_FEATURES]`` or anything that is indexed alike."""
 

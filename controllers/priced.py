@@ -11,7 +11,7 @@ from .cost_surface import CostSurface
 from .cost_table import CostTable
 from .observation import gain_of, new_history
 from .planned_round import planned_lengths
-from .priced_round import BatchRound, PricedRound, SingleRound
+from .priced_round import PricedRound, SingleRound
 from .round_costs import RoundCosts
 from .round_features import RoundFeatures, note_round
 
@@ -62,6 +62,10 @@ class PricedController(Controller):
         self._costs = RoundCosts(self.costs)
         self._round: PricedRound | None = None
         self._longest_length = 0
+        if any(tier.price > 0 for tier in policy.tiers):
+            from .batch_round import warm_up  # Here, because constant lengths need no compiler.
+
+            warm_up()
 
     def decide(self, state: RoundState) -> Decision:
         """See `Controller.decide`."""
@@ -88,8 +92,12 @@ class PricedController(Controller):
     def _begin(self, requests: int, action: Action) -> PricedRound:
         costs = self._costs
         worth = action.price * self._gain * costs.batch / costs.plain
-        kind = SingleRound if requests == 1 else BatchRound
-        self._round = kind(costs, action.max_length, worth, self.predictor)
+        if requests == 1:
+            self._round = SingleRound(costs, action.max_length, worth, self.predictor)
+        else:
+            from .batch_round import BatchRound
+
+            self._round = BatchRound(costs, action.max_length, worth, self.predictor)
         return self._round
 
     @property

@@ -1,7 +1,7 @@
-"""One round under the price rule: who starts, who goes on, what is verified. For one request without arrays.
+"""One round under the price rule: who starts, who goes on, what is verified. Here for one request.
 
-The rules are those of `price_rule`, and the choices are equal to theirs; only the arithmetic is arranged for a process
-in which a call of NumPy takes longer than the numbers of a small batch.
+The rules are those of `price_rule`, written out on plain numbers, which takes less time than handing over arrays;
+`batch_round` has those of several requests. The choices are equal.
 """
 
 from __future__ import annotations
@@ -10,12 +10,10 @@ import math
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .acceptance import AcceptancePredictor
 from .action import MissingFeatureError
 from .controller import LEVEL_FEATURES, BoolArray, DraftLevel, FloatArray, IntArray, RoundState
-from .price_rule import choose_going, choose_verified, descending, request_weights
 from .round_costs import RoundCosts
 
 
@@ -80,7 +78,7 @@ class SingleRound:
         predictor = self._predictor
         told = [float(getattr(level, name)[0]) for name in predictor.level_features]
         if any(map(math.isnan, told)):
-            _complain(level, predictor)
+            complain(level, predictor)
         if predictor.table is None:
             every = [[float(getattr(level, name)[0]) for name in LEVEL_FEATURES]]
             accepted, following = predictor.level(every, self._temperature, level.depth)
@@ -103,110 +101,7 @@ class SingleRound:
         return np.minimum(kept, num_drafted)
 
 
-class BatchRound:
-    """A round of several requests."""
-
-    def __init__(self, costs: RoundCosts, max_length: int, worth: float, predictor: AcceptancePredictor) -> None:
-        """``worth``: price of a second in tokens."""
-        self._costs, self._max_length, self._worth, self._predictor = costs, max_length, worth, predictor
-        self._draft, self._curve, self._plans = costs.rows(max_length)
-        self._survival = np.ones(costs.requests)
-        self._survivals = np.zeros((costs.requests, max_length))
-        self._planned = 0
-
-    def start(self, state: RoundState, chances: FloatArray, allowed: IntArray, gain: float) -> IntArray:
-        """See `PricedRound.start`."""
-        self._temperature = state.temperature
-        table = self._predictor.table
-        self._rows = None if table is None else table.rows(state.temperature)
-        everyone = min(allowed.tolist()) > 0
-        able, behind = np.arange(len(chances)) if everyone else np.flatnonzero(allowed > 0), None
-        self._weight = request_weights(chances, self._max_length)
-        weight, own = (self._weight, chances[:, 0]) if everyone else (self._weight[able], chances[able, 0])
-        promise = weight * own
-        if max(state.lag.tolist()) > 1:
-            behind = self._behind(state, able, gain)
-            promise -= self._worth * behind
-        order = descending(promise)
-        count = self._count_starters(own[order], weight[order], None if behind is None else behind[order])
-        self._lengths = lengths = np.zeros(len(chances), dtype=np.int64)
-        if count:
-            chosen = able[order[:count]]
-            lengths[chosen] = np.minimum(allowed[chosen], self._max_length)
-        return lengths
-
-    def _behind(self, state: RoundState, able: IntArray, gain: float) -> FloatArray:
-        """Seconds that lag costs each of the ``able`` requests, spread over the rounds it has left."""
-        lag, behind = state.lag[able], np.zeros(len(able))
-        lagging = lag > 1
-        rounds = np.maximum(state.tokens_left[able] / gain, 1.0)
-        behind[lagging] = self._costs.catch_up(lag[lagging]) / rounds[lagging]
-        return behind
-
-    def _count_starters(self, chance: FloatArray, weight: FloatArray, behind: FloatArray | None) -> int:
-        """`price_rule.choose_starters`, for all lengths at once."""
-        count = len(chance)
-        tokens = np.empty((self._max_length, count))
-        tokens[:] = chance
-        tokens[0] *= weight
-        np.multiply.accumulate(tokens, axis=0, out=tokens)
-        np.add.accumulate(tokens, axis=1, out=tokens)
-        np.add.accumulate(tokens, axis=0, out=tokens)
-        seconds = self._plans[:, :count] if behind is None else self._plans[:, :count] + np.add.accumulate(behind)
-        tokens -= self._worth * seconds
-        best = int(tokens.argmax())
-        return best % count + 1 if tokens.item(best) > 0 else 0
-
-    def keep(self, level: DraftLevel) -> BoolArray:
-        """See `PricedRound.keep`."""
-        own, depth = level.requests, level.depth
-        accepted, following = self._chances(level)
-        survival = self._survival[own] * accepted
-        self._survival[own] = survival
-        weighted = survival * self._weight[own]
-        self._survivals[own, depth - 1] = weighted
-        self._planned += len(own)
-        hope = weighted * following
-        if np.isnan(hope).any():
-            _complain(level, self._predictor)
-        going = np.zeros(len(own), dtype=np.bool_)
-        longer = np.flatnonzero(self._lengths[own] > depth)
-        if len(longer):
-            hope = hope[longer]
-            order = descending(hope)
-            going[longer[order[: self._count_going(hope[order])]]] = True
-        return going
-
-    def _chances(self, level: DraftLevel) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """`AcceptancePredictor.level` of the level's requests."""
-        own, predictor = level.requests, self._predictor
-        if self._rows is not None and predictor.table is not None:
-            read = predictor.level_features
-            margin, agreement = (getattr(level, name) if name in read else 0.0 for name in ("margin", "agreement"))
-            return predictor.table.level(self._rows[own], margin, agreement, level.depth)
-        told = np.empty((len(own), 4))
-        told[:, 0], told[:, 1] = level.top1_probability, level.entropy
-        told[:, 2], told[:, 3] = level.margin, level.agreement
-        return predictor.level(told, self._temperature[own], level.depth)
-
-    def _count_going(self, gain: FloatArray) -> int:
-        count = len(gain)
-        start = min(self._planned, len(self._curve) - 1 - count)
-        curve = self._curve[start : start + count + 1]
-        return choose_going(gain, self._draft[: count + 1], curve, self._costs.per_level, self._worth)
-
-    def verified(self, num_drafted: IntArray) -> IntArray:
-        """See `PricedRound.verified`."""
-        flat = np.sort(self._survivals, axis=None)[::-1]
-        flat = flat[: np.count_nonzero(flat)]
-        kept = choose_verified(flat, self._curve[: len(flat) + 1], self._worth)
-        if kept == 0:
-            return np.zeros_like(num_drafted)
-        kept_of_each: IntArray = (self._survivals >= flat[kept - 1]).sum(axis=1)
-        return np.minimum(kept_of_each, num_drafted)
-
-
-def _complain(level: DraftLevel, predictor: AcceptancePredictor) -> None:
+def complain(level: DraftLevel, predictor: AcceptancePredictor) -> None:
     """Raise for the first feature that is no number."""
     for name in predictor.level_features:
         if np.isnan(getattr(level, name)).any():

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,28 +10,18 @@ from .controller import FloatArray, IntArray
 from .cost_table import CHUNK_STEP, CONTEXT_STEP, CostTable
 from .price_rule import ANSWER, ASKED, DRAFTING, LEVEL, NOISE, REQUEST_LEVEL, VERIFIED, verify_curve
 
-T = TypeVar("T")
 _CACHED_ROWS = 1024
 
 
 class RoundRows(NamedTuple):
     """What a round of ``B`` requests that may draft ``L`` tokens each can cost, in seconds."""
 
-    draft: FloatArray
-    """``[B + 1]`` a draft level by requests, with what each of them costs beside the pass."""
+    asked: FloatArray
+    """``[B + 1]`` a draft level by requests, with what each of them costs beside the pass, its answer included."""
+    unasked: FloatArray
+    """``[B + 1]`` the same without answers."""
     curve: FloatArray
     """``[B * L + 1]`` verifying that many drafted tokens: `price_rule.verify_curve` with the host's part."""
-    plans: FloatArray
-    """``[L, B]`` l + 1 tokens drafted by the first m + 1 requests, all in all, beyond a round without speculation."""
-
-
-class PlanRows(NamedTuple):
-    """What a round of ``B`` requests costs that is not asked, in seconds; `RoundRows` without the questions."""
-
-    step: FloatArray
-    """``[B + 1]`` what the n-th request of a draft level adds; the first one also the level's own seconds."""
-    beyond: FloatArray
-    """``[B * L + 1]`` drafting at all and verifying that many drafted tokens, beyond a round without speculation."""
     stop: float
     """Letting a drafter fall behind: what the shortest catch-up will cost."""
 
@@ -52,8 +41,7 @@ class RoundCosts:
         """As ``per_level`` and ``per_draft`` where no question is asked."""
         self.noise = self.work[NOISE]
         self._level = np.ascontiguousarray(table.draft[:, 1])
-        self._rows = dict[tuple[int, int, int], tuple[RoundRows, RoundRows]]()
-        self._plans = dict[tuple[int, int, int], tuple[FloatArray, FloatArray]]()
+        self._rows = dict[tuple[int, int, int], tuple[FloatArray, FloatArray]]()
         self._verify = dict[tuple[int, int], tuple[FloatArray, FloatArray]]()
         self.enter(1, 1.0)
 
@@ -84,53 +72,28 @@ class RoundCosts:
         found: float = low + self._right * (float(row[self._column + 1]) - low)
         return found
 
-    def _kept(self, kept: dict[tuple[int, int, int], T], make: Callable[[int], T], max_length: int) -> T:
-        """What ``make`` gives for this round's requests and context; made once."""
-        key = (self.requests, self._column, max_length)
-        known = kept.get(key)
-        if known is None:
-            if len(kept) >= _CACHED_ROWS:
-                kept.clear()
-            known = kept[key] = make(max_length)
-        return known
-
     def rows(self, max_length: int) -> RoundRows:
         """For drafts of up to ``max_length`` tokens."""
-        known = self._kept(self._rows, self._new_rows, max_length)
-        right = self._right
-        return RoundRows(*(low + right * slope for low, slope in zip(*known, strict=True)))
+        key = (self.requests, self._column, max_length)
+        known = self._rows.get(key)
+        if known is None:
+            if len(self._rows) >= _CACHED_ROWS:
+                self._rows.clear()
+            known = self._rows[key] = self._new_rows(max_length)
+        whole, levels = known[0] + self._right * known[1], self.requests + 1
+        return RoundRows(whole[:levels], whole[levels : 2 * levels], whole[2 * levels : -1], whole.item(-1))
 
-    def _new_rows(self, max_length: int) -> tuple[RoundRows, RoundRows]:
-        """At the lower context, and the difference to the next."""
+    def _new_rows(self, max_length: int) -> tuple[FloatArray, FloatArray]:
+        """`RoundRows` end to end, at the lower context and the difference to the next."""
         counts, tokens = np.arange(self.requests + 1), np.arange(self.requests * max_length + 1)
-        found = []
-        for levels, verify, work in zip(
-            self._at_column(self._level), self._at_column(self.table.verify[self.batch]), (1.0, 0.0), strict=True
-        ):
-            draft = levels[np.minimum(counts, self.table.max_batch)] + work * self.per_draft * counts
-            curve = verify_curve(verify, self.batch, len(tokens) - 1) + work * self.work[VERIFIED] * tokens
-            length = np.arange(1, max_length + 1)[:, None]
-            plans = work * self.fixed + length * (draft[1:] + work * self.per_level)
-            found.append(RoundRows(draft, curve, plans + curve[length * counts[1:]] - curve[0]))
-        return found[0], found[1]
-
-    def plan_rows(self, max_length: int) -> PlanRows:
-        """For drafts of up to ``max_length`` tokens whose lengths are planned before the round."""
-        low, slope = self._kept(self._plans, self._new_plan, max_length)
-        whole = low + self._right * slope
-        levels = self.requests + 1
-        return PlanRows(whole[:levels], whole[levels:-1], whole.item(-1))
-
-    def _new_plan(self, max_length: int) -> tuple[FloatArray, FloatArray]:
-        """`PlanRows` end to end, at the lower context and the difference to the next."""
-        found = []
-        stops = self._at_column(self.table.catch_up[1])
-        for rows, stop, work in zip(self._new_rows(max_length), stops, (1.0, 0.0), strict=True):
-            draft = rows.draft - work * (self.per_draft - self.unasked_draft) * np.arange(len(rows.draft))
-            step = np.diff(draft, prepend=0.0)
-            step[0], step[1] = 0.0, draft[1] + work * self.unasked_level
-            beyond = rows.curve - rows.curve[0] + work * self.fixed
-            found.append(np.concatenate([step, beyond, stop[1:2]]))
+        levels, verify = self._at_column(self._level), self._at_column(self.table.verify[self.batch])
+        stops, found = self._at_column(self.table.catch_up[1]), []
+        for at, work in ((0, 1.0), (1, 0.0)):
+            level = levels[at][np.minimum(counts, self.table.max_batch)]
+            asked, unasked = level + work * self.per_draft * counts, level + work * self.unasked_draft * counts
+            asked[0] = unasked[0] = 0.0
+            curve = verify_curve(verify[at], self.batch, len(tokens) - 1) + work * self.work[VERIFIED] * tokens
+            found.append(np.concatenate([asked, unasked, curve, stops[at][1:2]]))
         return found[0], found[1]
 
     def curve_of_one(self, count: int) -> list[float]:

@@ -98,6 +98,8 @@ class GrowingDraft:
     @property
     def drafted(self) -> list[int]:
         """Tokens of the main chain."""
+        if len(self.main_chain) == len(self.tokens) - 1:
+            return self.tokens[1:]
         return [self.tokens[node] for node in self.main_chain]
 
     def finish(self) -> Draft:

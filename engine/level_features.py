@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..controllers import DraftLevel
+from ..controllers import LEVEL_FEATURES, DraftLevel
 
 
 def draft_level(
@@ -25,23 +25,17 @@ def draft_level(
     ``agreement`` are ``[A]``. What is not in ``features`` is NaN.
     """
     columns = _confidence(tempered, features)
-    if margin is not None and not columns:
-        known = {"margin": margin.cpu().numpy().astype(np.float64)}
-    else:
-        if margin is not None:
-            columns["margin"] = margin
-        # One transfer for all columns: each would wait for the device.
-        values = torch.stack(list(columns.values())).cpu().numpy().astype(np.float64) if columns else ()
-        known = dict(zip(columns, values, strict=True))
+    if margin is not None:
+        columns["margin"] = margin
+    known: dict[str, NDArray[np.float64]] = {}
+    if len(columns) == 1:
+        known = {name: column.cpu().numpy().astype(np.float64) for name, column in columns.items()}
+    elif columns:  # One transfer for all columns: each would wait for the device.
+        known = dict(zip(columns, torch.stack(list(columns.values())).cpu().numpy().astype(np.float64), strict=True))
+    if agreement is not None:
+        known["agreement"] = np.asarray(agreement, dtype=np.float64)
     unknown = np.full(len(requests), np.nan)
-    return DraftLevel(
-        depth=depth,
-        requests=requests,
-        top1_probability=known.get("top1_probability", unknown),
-        entropy=known.get("entropy", unknown),
-        margin=known.get("margin", unknown),
-        agreement=unknown if agreement is None else np.asarray(agreement, dtype=np.float64),
-    )
+    return DraftLevel(depth, requests, *(known.get(name, unknown) for name in LEVEL_FEATURES))
 
 
 def _confidence(tempered: torch.Tensor, features: Collection[str]) -> dict[str, torch.Tensor]:

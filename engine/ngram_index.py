@@ -24,6 +24,8 @@ class NgramIndex:
 
     def update(self, tokens: Sequence[int]) -> None:
         """Index what ``tokens``, the whole text, has beyond the text of the last call."""
+        if len(tokens) == self._num_indexed:
+            return
         for end in range(max(1, self._num_indexed), len(tokens)):
             for size in self.sizes:
                 if size <= end:
@@ -64,7 +66,7 @@ class TextAgreement:
             index = self._indexes[request.request_id] = NgramIndex()
         index.update(text)
         longest = index.sizes[0]
-        follower = index.lookup([*text[-longest:], *drafted[:-1]])
+        follower = index.lookup([*text[-longest:], *drafted[:-1]][-longest:])
         if follower is None:
             return 0
         return 1 if text[follower] == drafted[-1] else -1

@@ -6,11 +6,12 @@ see the same noise at the same position of a request, however the text got there
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
-
-from .noise_kernel import mixed_key, uniform_rows
 
 TARGET_STREAM = 0
 """Noise of the text itself; in ``coupled`` mode the drafter shares it."""
@@ -20,19 +21,27 @@ ACCEPT_STREAM = 2
 """Accept/reject coins and residual draws in ``rejection`` mode."""
 
 
+@functools.cache
+def _kernel() -> Any:
+    """The compiled functions. Imported when they are first needed: where vLLM makes the texts, they never are."""
+    from . import noise_kernel
+
+    return noise_kernel
+
+
 def noise_keys(
     seeds: NDArray[np.int64], positions: NDArray[np.int64], stream: int, draw: int = 0
 ) -> NDArray[np.uint64]:
     """Mix (seed, position, stream, draw) to 64-bit keys; arrays broadcast. ``draw`` tells repeated draws apart."""
     seed, position = np.asarray(seeds).astype(np.uint64), np.asarray(positions).astype(np.uint64)
-    return np.asarray(mixed_key(seed, position, np.uint64((draw << 2) | stream)))
+    return np.asarray(_kernel().mixed_key(seed, position, np.uint64((draw << 2) | stream)))
 
 
 def gumbel_noise(keys: NDArray[np.uint64], vocab_size: int, device: torch.device) -> torch.Tensor:
     """Standard Gumbel noise, float32 ``[*keys.shape, vocab_size]``; the same on every run and for any batch."""
     halves = np.ascontiguousarray(keys).view(np.int32).reshape(-1, 2)
     if device.type == "cpu":
-        uniform = torch.from_numpy(uniform_rows(halves.view(np.uint32), vocab_size))
+        uniform = torch.from_numpy(_kernel().uniform_rows(halves.view(np.uint32), vocab_size))
     else:
         uniform = _uniform_on_device(torch.from_numpy(halves).to(device), vocab_size)
     return uniform.log_().neg_().log_().neg_().view(*keys.shape, vocab_size)

@@ -33,8 +33,9 @@ class FleetConfig:
     max_rounds: int = 256
     """Rounds of an episode; it also ends when its requests are served."""
     reward: str = "gain"
-    """``gain``: tokens - g * (tokens that plain decoding would have made of the same batch in the same time), g the
-    running ratio of both: a second is worth what it earns at that batch. ``request_speed``: tokens - s *
+    """``gain``: weighted tokens - g * (tokens that plain decoding would have made of the same batch in the same time),
+    g the running ratio of both: a second is worth what it earns at that batch, and a token what it does for the flow of
+    requests (`price_rule`): as one over its request's tokens per round. ``request_speed``: tokens - s *
     request-seconds, s the running tokens per request-second, request-seconds the time times the requests in the system.
     ``throughput``: tokens - r * seconds, r the running tokens per second. ``round_ratio``: tokens / seconds of each
     round over plain decoding's, as Learning to Draft (arXiv 2603.01639) uses it; another objective, for comparison."""
@@ -79,8 +80,8 @@ class ReplayFleet:
         self.rounds = np.zeros(num_envs, dtype=np.int64)
         self.observations = np.zeros((num_envs, NUM_FEATURES))
         self._sums = np.full((len(config.traffic), 2), 1e-9)
-        """Per scenario, decayed tokens and what they are held against: seconds, request-seconds or plain tokens."""
-        self._gained = np.zeros((num_envs, 4))
+        """Per scenario, decayed tokens (weighted for ``gain``) and what they are held against."""
+        self._gained = np.zeros((num_envs, 5))
         self._alive = np.zeros(num_envs, dtype=np.int64)
 
     def _num_requests(self, traffic: Traffic) -> int:
@@ -126,7 +127,7 @@ class ReplayFleet:
 
     @property
     def gained(self) -> FloatArray:
-        """``[E, 4]`` of the last step: tokens, busy seconds, request-seconds, requests that decoded."""
+        """``[E, 5]`` of the last step: tokens, busy seconds, request-seconds, requests that decoded, worth."""
         return self._gained
 
     @property
@@ -164,17 +165,17 @@ class ReplayFleet:
 
     def _rewards(self, plain: FloatArray) -> FloatArray:
         """``[E]``, per decoding request; ``plain`` ``[E]``: seconds of the round without speculation."""
-        tokens, busy, weight, requests = self._gained.T
+        tokens, busy, weight, requests, worth = self._gained.T
         seconds = busy if self.config.reward != "request_speed" else weight
         if self.config.reward == "round_ratio":
             return tokens / requests * plain / np.maximum(busy, 1e-9)
         if self.config.reward == "gain":
-            seconds = requests * busy / plain
+            tokens, seconds = worth, requests * busy / plain
         for scenario in range(len(self.config.traffic)):
             chosen = self.scenario == scenario
             if chosen.any():
                 self._sums[scenario] *= PRICE_DECAY ** int(chosen.sum())
                 self._sums[scenario] += (tokens[chosen].sum(), seconds[chosen].sum())
-        worth = (self._sums[:, 0] / self._sums[:, 1])[self.scenario]
-        rewards: FloatArray = (tokens - worth * seconds) / requests
+        price = (self._sums[:, 0] / self._sums[:, 1])[self.scenario]
+        rewards: FloatArray = (tokens - price * seconds) / requests
         return rewards

@@ -23,7 +23,7 @@ from ..engine import (
 )
 from .inversion import Inversion
 from .rendering import RoundView
-from .replay_state import Schedule
+from .replay_state import Schedule, token_weights
 from .scenario import Scenario, ScenarioError
 from .trace import Trace
 from .traffic import make_schedule
@@ -38,6 +38,8 @@ class Gained(NamedTuple):
 
     tokens: int
     """Committed."""
+    worth: float
+    """The same, each times its request's `Recording.weight`."""
     seconds: float
     """With requests in the system."""
     request_seconds: float
@@ -99,7 +101,8 @@ class LiveEpisode:
         self._held = 0.0
         self._start = self._last = time.perf_counter()
         self._seconds = self._weight = 0.0
-        self._tokens = 0
+        self._tokens, self._worth = 0, 0.0
+        self._weights = token_weights(trace)
         self._round = (0, 0, 0, 0)
 
     # ------------------------------------------------------------------ the worker's side
@@ -111,6 +114,8 @@ class LiveEpisode:
             self._submit()
             if self._names:
                 for chunk in self.engine.step():
+                    record = self.schedule.record[0, self._names[chunk.request_id]]
+                    self._worth += len(chunk.token_ids) * float(self._weights[record])
                     if chunk.finish_reason is not None:
                         self._end(chunk.request_id)
             elif self._submitted == self.schedule.count[0]:
@@ -127,8 +132,8 @@ class LiveEpisode:
     def take(self) -> Gained:
         """What was gained since this was last called."""
         self._pass_time()
-        gained = Gained(self._tokens, self._seconds, self._weight, *self._round)
-        self._tokens, self._seconds, self._weight = 0, 0.0, 0.0
+        gained = Gained(self._tokens, self._worth, self._seconds, self._weight, *self._round)
+        self._tokens, self._worth, self._seconds, self._weight = 0, 0.0, 0.0, 0.0
         return gained
 
     @contextmanager

@@ -120,6 +120,7 @@ class LiveLengths:
             self._reward(gained, plain),
             question is None,
             gained.tokens,
+            gained.worth,
             gained.seconds,
             self.server.view(gained, action.max_length),
         )
@@ -134,9 +135,9 @@ class LiveLengths:
             "request_speed": gained.request_seconds,
             "throughput": gained.seconds,
         }
-        seconds = against[kind]
-        self.price.enter(self.server.number, gained.tokens, seconds)
-        return (gained.tokens - self.price.of(self.server.number) * seconds) / requests
+        seconds, tokens = against[kind], gained.worth if kind == "gain" else gained.tokens
+        self.price.enter(self.server.number, tokens, seconds)
+        return (tokens - self.price.of(self.server.number) * seconds) / requests
 
     def close(self) -> None:
         """End the worker."""

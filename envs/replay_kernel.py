@@ -11,13 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..controllers.acceptance_history import LOWEST_RATE
-from ..controllers.cost_table import CHUNK_STEP, CostTable
-from .compiled import (
-    choose_going,
-    choose_starters,
-    choose_verified,
+from ..controllers.compiled import (
     compiled,
-    descending,
     gain_of,
     interpolate,
     new_history,
@@ -29,6 +24,8 @@ from .compiled import (
     verify_curve,
     write_features,
 )
+from ..controllers.cost_table import CHUNK_STEP, CostTable
+from ..controllers.round_kernel import go_on, starting_lengths, verified_lengths
 from .replay_state import Fleet, FloatArray, IntArray, Recording, Schedule
 
 
@@ -298,6 +295,7 @@ def finish_round(
         if fleet.generated[e, slot] == 0:
             fleet.start[e, request] = fleet.clock[e]
         fleet.generated[e, slot] += committed[row]
+        fleet.worth[e] += committed[row] * recording.weight[schedule.record[e, request]]
         if drafted[row] > 0:
             fleet.lag[e, slot] = 1 if accepted[row] == drafted[row] else 0
         else:
@@ -326,7 +324,7 @@ def finish_round(
 
 
 @compiled
-def priced_lengths(  # noqa: C901 - one round, told in order; compiled code pays for calls with closures
+def priced_lengths(
     recording: Recording,
     costs: CostTable,
     at: IntArray,
@@ -379,65 +377,28 @@ def priced_lengths(  # noqa: C901 - one round, told in order; compiled code pays
             chances, allowed, lag <= 1, noisy, draft, curve, base, work[8], work[2], work[7], stop, max_length, price
         )
         return lengths, lengths.copy(), lengths.copy(), 0, 0
-    chance = chances[:, 0].copy()
-    draft = draft + (work[3] + work[6]) * np.arange(batch + 1)
-    per_level = work[2] + work[5]
-    behind = np.zeros(len(able))
-    for row in range(len(able)):
-        own = able[row]
-        if lag[own] > 1:
-            seconds = interpolate(costs.catch_up, 1, max(lag[own] / CHUNK_STEP, 1.0), longest)
-            behind[row] = seconds / max(left[own] / gain, 1.0)
-    weight = request_weights(chances, max_length)
-    promise = weight[able] * chance[able] - worth * behind
-    order = descending(promise)
-    able = able[order]
-    starters = choose_starters(
-        chance[able], weight[able], behind[order], draft[: len(able) + 1], curve, work[8], per_level, max_length, worth
-    )
-    active = able[:starters]
-    for own in active:
-        lengths[own] = min(allowed[own], max_length)
-    survival = np.ones(batch)
-    survivals = np.zeros((batch, max_length))
-    planned, asked_levels, asked, depth = 0, 0, 0, 0
+    draft += (work[3] + work[6]) * np.arange(batch + 1)
+    draft[0] = 0.0
+    per_level, weight, behind = work[2] + work[5], request_weights(chances, max_length), np.zeros(batch)
+    for row in range(batch):
+        if lag[row] > 1:
+            seconds = interpolate(costs.catch_up, 1, max(lag[row] / CHUNK_STEP, 1.0), longest)
+            behind[row] = seconds / max(left[row] / gain, 1.0)
+    first = chances[:, 0].copy()
+    lengths = starting_lengths(first, weight, behind, allowed, draft, curve, work[8], per_level, max_length, worth)
+    active, survival, promised = np.flatnonzero(lengths), np.ones(batch), np.zeros((batch, max_length))
+    told = np.empty((batch, 2), dtype=np.float32)
+    depth = asked = 0
     while len(active) > 0:
         depth += 1
-        planned += len(active)
-        asked_levels += 1
         asked += len(active)
-        hope = np.empty(len(active))
         for number in range(len(active)):
-            row = active[number]
-            drafted[row] = depth
-            survival[row] *= recording.chance[at[row], depth - 1]
-            weighted = survival[row] * weight[row]
-            survivals[row, depth - 1] = weighted
-            hope[number] = weighted * recording.following[at[row], depth - 1] if lengths[row] > depth else -1.0
-        order = descending(hope)
-        going = 0
-        for number in range(len(active)):
-            if hope[number] >= 0:
-                going += 1
-        if going == 0:
-            break
-        start = min(planned, len(curve) - 1 - going)
-        going = choose_going(
-            hope[order][:going], draft[: going + 1], curve[start : start + going + 1], per_level, worth
-        )
-        active = active[order[:going]]
-    flat = survivals.ravel()
-    flat = flat[flat > 0]
-    flat = np.sort(flat)[::-1]
-    kept = choose_verified(flat, curve[: len(flat) + 1], worth)
-    verified = np.zeros(batch, dtype=np.int64)
-    if kept > 0:
-        least = flat[kept - 1]
-        for row in range(batch):
-            for depth in range(drafted[row]):
-                if survivals[row, depth] >= least:
-                    verified[row] = depth + 1
-    return lengths, drafted, verified, asked_levels, asked
+            drafted[active[number]] = depth
+            told[number, 0] = recording.chance[at[active[number]], depth - 1]
+            told[number, 1] = recording.following[at[active[number]], depth - 1]
+        going = go_on(active, depth, told, survival, promised, weight, lengths, draft, curve, per_level, worth)
+        active = active[going]
+    return lengths, drafted, verified_lengths(promised, drafted, curve, worth), depth, asked
 
 
 @compiled
@@ -520,7 +481,7 @@ def reset_engine(schedule: Schedule, fleet: Fleet, fresh: Schedule, e: int) -> N
     schedule.limit[e, :count] = fresh.limit[0]
     schedule.count[e] = fresh.count[0]
     schedule.concurrency[e] = fresh.concurrency[0]
-    for number in (fleet.clock, fleet.prefill_seconds, fleet.weight, fleet.seconds):
+    for number in (fleet.clock, fleet.prefill_seconds, fleet.weight, fleet.seconds, fleet.worth):
         number[e] = 0.0
     for whole in (fleet.arrived, fleet.admitted, fleet.finished, fleet.running, fleet.tokens):
         whole[e] = 0
@@ -548,8 +509,8 @@ def step_all(
 ) -> None:
     """One decision of every engine: play the round, go on to the next, observe it.
 
-    ``out`` ``[E, F]`` features; ``gained`` ``[E, 4]``: tokens, busy seconds, request-seconds and requests of the round;
-    ``alive`` ``[E]`` 0 where the schedule is served.
+    ``out`` ``[E, F]`` features; ``gained`` ``[E, 5]``: tokens, busy seconds, request-seconds and requests of the round,
+    weighted tokens; ``alive`` ``[E]`` 0 where the schedule is served.
     """
     for e in range(len(max_length)):
         count = 0
@@ -557,6 +518,7 @@ def step_all(
             count += fleet.decoding[e, slot]
         gained[e, 3] = count
         fleet.tokens[e] = 0
+        fleet.worth[e] = 0.0
         fleet.seconds[e] = 0.0
         fleet.weight[e] = 0.0
         price_round(recording, schedule, fleet, costs, e, max_length[e], price[e], asks[e])
@@ -564,5 +526,6 @@ def step_all(
         gained[e, 0] = fleet.tokens[e]
         gained[e, 1] = fleet.seconds[e]
         gained[e, 2] = fleet.weight[e]
+        gained[e, 4] = fleet.worth[e]
         if alive[e]:
             observe(recording, schedule, fleet, costs, kv_tokens, e, out[e])

@@ -26,6 +26,8 @@ class LengthTurn(NamedTuple):
     """All requests of the schedule are served."""
     tokens: int
     """Committed in the round."""
+    weighted_tokens: float
+    """The same, each times its request's `Recording.weight`."""
     seconds: float
     """From this decision to the next, idle time left out."""
     view: RoundView
@@ -68,11 +70,17 @@ class ReplayLengths:
         running, waiting = int(state.running[0]), int(state.arrived[0] - state.admitted[0])
         rewards, served, _ = self.fleet.step([action])
         counts = np.rint(state.history[0] - RATE_DECAY * before)
-        tokens, seconds, _, requests = self.fleet.gained[0]
+        tokens, seconds, _, requests, worth = self.fleet.gained[0]
         drafted, accepted = int(counts[_DRAFTED]), int(counts[_ACCEPTED])
         view = RoundView(int(requests), action.max_length, drafted, accepted, running, waiting)
         return LengthTurn(
-            self.fleet.observations[0], float(rewards[0]), bool(served[0]), int(tokens), float(seconds), view
+            self.fleet.observations[0],
+            float(rewards[0]),
+            bool(served[0]),
+            int(tokens),
+            float(worth),
+            float(seconds),
+            view,
         )
 
     def close(self) -> None:

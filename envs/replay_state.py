@@ -14,6 +14,8 @@ from .trace import Trace
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
+WEIGHT_LENGTH = 4
+"""Of the drafts by which requests are compared: about what pays on most machines."""
 
 
 class Recording(NamedTuple):
@@ -27,6 +29,8 @@ class Recording(NamedTuple):
     """``[N]`` ``max_tokens`` of the request: what the engine knows of its end."""
     first: IntArray
     """``[N]`` index of the first position."""
+    weight: FloatArray
+    """``[N]`` what a token of each request counts: `token_weights`."""
     temperature: FloatArray
     """``[N]``."""
     accepted: IntArray
@@ -58,12 +62,26 @@ class Recording(NamedTuple):
             trace.output_tokens.astype(np.int64),
             trace.token_limit.astype(np.int64),
             trace.first,
+            token_weights(trace),
             trace.temperature.astype(np.float64),
             trace.accepted_length.astype(np.int64),
             np.ascontiguousarray(chance),
             np.ascontiguousarray(following),
             numbers,
         )
+
+
+def token_weights(trace: Trace, length: int = WEIGHT_LENGTH) -> FloatArray:
+    """``[N]`` mean tokens per round of all requests over each one's own, with drafts of ``length`` (`price_rule`)."""
+    output, rounds = trace.output_tokens.astype(np.int64), np.zeros(len(trace), dtype=np.int64)
+    done, active = np.zeros(len(trace), dtype=np.int64), np.flatnonzero(output)
+    while active.size:
+        accepted = trace.accepted_length[trace.first[active] + done[active]].astype(np.int64)
+        done[active] += np.minimum(accepted, length) + 1
+        rounds[active] += 1
+        active = active[done[active] < output[active]]
+    weights: FloatArray = (output.sum() / max(rounds.sum(), 1)) * rounds / np.maximum(output, 1)
+    return weights
 
 
 class Schedule(NamedTuple):
@@ -119,6 +137,8 @@ class Fleet(NamedTuple):
     """``[E]`` since it was last read; idle time left out."""
     tokens: IntArray
     """``[E]`` committed since it was last read."""
+    worth: FloatArray
+    """``[E]`` the same, each times its request's `Recording.weight`."""
     start: FloatArray
     """``[E, Q]`` when each request got its first token."""
     finish: FloatArray
@@ -156,6 +176,7 @@ class Fleet(NamedTuple):
             weight=zeros(),
             seconds=zeros(),
             tokens=integers(),
+            worth=zeros(),
             start=np.full((engines, requests), np.nan),
             finish=np.full((engines, requests), np.nan),
         )

@@ -104,9 +104,11 @@ class SpeculationLengthEnv(gymnasium.Env[Observation, IntArray]):
 
     ## Rewards
 
-    ``gain`` (default): (tokens - g * plain tokens) / requests of the round. Plain tokens: what plain decoding would
-    have made of the same batch in the same time; g: the running ratio of both in that traffic. So a second is worth
-    what it earns at that batch. ``request_speed``: (tokens - s * request-seconds) / requests. Request-seconds: the time
+    ``gain`` (default): (weighted tokens - g * plain tokens) / requests of the round. Plain tokens: what plain decoding
+    would have made of the same batch in the same time; g: the running ratio of both in that traffic. So a second is
+    worth what it earns at that batch. Weighted: a token counts as one over its request's tokens per round (at a fixed
+    length of 4, over the recording's mean), because a loop that serves the quick requests fills with the slow ones.
+    ``request_speed``: (tokens - s * request-seconds) / requests. Request-seconds: the time
     times the requests in the system; s: the running tokens per request-second of that traffic. In closed loop it is
     throughput; with arrivals what a user sees, in the long run. ``throughput``: (tokens - r * seconds) / requests,
     r the running tokens per second. ``round_ratio``: tokens per request of the round over its seconds, relative to
@@ -138,8 +140,8 @@ class SpeculationLengthEnv(gymnasium.Env[Observation, IntArray]):
       ``asks``: see the actions.
     - ``render_mode``: ``ansi`` or ``rgb_array``.
 
-    `step`'s info: ``tokens`` and ``seconds`` of the round, ``decoding``, ``longest``, ``drafted``, ``accepted``,
-    ``running``, ``waiting``.
+    `step`'s info: ``tokens``, ``weighted_tokens`` and ``seconds`` of the round, ``decoding``, ``longest``, ``drafted``,
+    ``accepted``, ``running``, ``waiting``.
 
     ## Version History
 
@@ -217,7 +219,8 @@ class SpeculationLengthEnv(gymnasium.Env[Observation, IntArray]):
         if turn.served or truncated:
             self._rounds = None
         self._log.add(turn.view)
-        info = {"tokens": turn.tokens, "seconds": turn.seconds, **turn.view._asdict()}
+        gained = {"tokens": turn.tokens, "weighted_tokens": turn.weighted_tokens, "seconds": turn.seconds}
+        info = {**gained, **turn.view._asdict()}
         return self._space.observation(turn.observation), turn.reward, turn.served, truncated, info
 
     def render(self) -> str | NDArray[np.uint8] | None:

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from specpilot.controllers import AcceptancePredictor, Action, ConstantController
+from specpilot.controllers.compiled import compiled
 from specpilot.controllers.cost_table import CostTable
-from specpilot.envs.compiled import compiled
 from specpilot.envs.replay import Served
 from specpilot.envs.replay_kernel import begin, price_round
 from specpilot.envs.replay_state import Fleet, Recording, Schedule

@@ -25,7 +25,8 @@ class Consultation:
     pacer: Pacer | None
     longest: int
     """vLLM's ``num_speculative_tokens``."""
-    _length: int = 0
+    length: int = 0
+    """The longest of the last answer."""
     _is_steady: bool = False  # The last answer gave every request what the pacer grants.
     _untold: list[StepResult] = field(default_factory=list)
 
@@ -49,13 +50,13 @@ class Consultation:
         least, most = min(lengths), max(lengths)
         if most > self.longest:
             lengths = [min(length, self.longest) for length in lengths]
-        self._length = most
+        self.length = most
         self._is_steady = self.pacer is not None and least == self.pacer.length == most <= self.longest
         return lengths
 
-    def repeat(self, least_room: int, waiting: int) -> bool:
-        """Let the last answer stand for a step of the same requests; if False, `ask`. Arguments as of that step."""
-        if waiting or least_room < self._length or not self._may_rest:
+    def repeat(self, waiting: int) -> bool:
+        """Let the last answer stand for a step of the same requests; if False, `ask`. ``waiting``: others, now."""
+        if waiting or not self._may_rest:
             return False
         if self.pacer is None or not self.guard.repeat(len(self._untold)):
             return False

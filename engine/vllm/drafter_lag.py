@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.request import Request
 
 
 class DrafterLag:
@@ -36,6 +40,16 @@ class DrafterLag:
                 self._covered[request.request_id] = min(self._covered[request.request_id], reached)
             else:
                 self._covered[request.request_id] = max(getattr(request, "num_cached_tokens", 0), 0)
+
+    def entered(self, scheduled: SchedulerOutput, alive: Mapping[str, Request]) -> None:
+        """``scheduled`` has run; ``alive``: the scheduler's requests after it."""
+        names, length = scheduled.num_scheduled_tokens, scheduled.num_spec_tokens_to_schedule
+        ran: Iterable[str] = names
+        if length == 0:  # Of those that go on only their own counts change.
+            ran = [request.req_id for request in scheduled.scheduled_new_reqs]
+            ran += scheduled.scheduled_cached_reqs.resumed_req_ids
+        self.step_done(length, [alive[name] for name in ran if name in alive])
+        self.forget(names.keys() - alive.keys())
 
     def forget(self, request_ids: Iterable[str]) -> None:
         """These requests are finished."""

@@ -9,20 +9,45 @@ from torch import Tensor
 
 _SCANNED_SLOTS = 1 << 20
 """Slots looked at in one go when searching for missed tokens: bounds the memory of it."""
+_NOTED_SLOTS = 1 << 12
+"""Slots noted at most before they are entered."""
 
 Span = tuple[int, int, int]
 """Row of the batch, first missed position, first position not to fill."""
 
 
 class DrafterRecord:
-    """Per KV slot: the token that the target wrote there, and whether the drafter lacks it."""
+    """Per KV slot: the token that the target wrote there, and whether the drafter lacks it.
+
+    Writing to tensors takes a step of few tokens longer than all else that it does here. So while the drafter is not
+    run, what the target writes is only noted, and entered before anybody looks at it (`settle`).
+    """
 
     def __init__(self, num_slots: int, device: torch.device) -> None:
         self.tokens = torch.zeros(num_slots, dtype=torch.int32, device=device)
         self.missing = torch.zeros(num_slots, dtype=torch.bool, device=device)
+        self._noted: dict[int, int] = {}
+        """Newest token by slot."""
+
+    def note(self, slots: list[int], tokens: list[int]) -> None:
+        """As `target_wrote`, to be entered by `settle`."""
+        self._noted.update(zip(slots, tokens, strict=True))
+        if len(self._noted) > _NOTED_SLOTS:
+            self.settle()
+
+    @torch.inference_mode()
+    def settle(self) -> None:
+        """Enter what was noted."""
+        if self._noted:
+            device = self.tokens.device
+            slots = torch.tensor(list(self._noted), device=device)
+            self.tokens[slots] = torch.tensor(list(self._noted.values()), dtype=torch.int32, device=device)
+            self.missing[slots] = True
+            self._noted = {}
 
     def target_wrote(self, slots: Tensor, tokens: Tensor) -> None:
         """``slots`` [N] now hold ``tokens`` [N], and the drafter has not seen them."""
+        self.settle()
         self.tokens[slots] = tokens
         self.missing[slots] = True
 

@@ -4,8 +4,11 @@ Stock vLLM runs one forward of the drafter at K = 0 to keep its cache in step (`
 `propose`). What the drafter has missed is kept per KV slot, not per request: `DrafterRecord` notes for every slot the
 token that the target wrote there and whether the drafter has written it too. A slot says the same to every request
 that owns it, so requests that come and go, preemption, chunked prefill, and blocks that prefix caching hands on
-without the drafter's keys and values need no case of their own. A step that verifies no draft is sampled as without
-speculation: vLLM sends it through the rejection sampler, which takes time and gives the same.
+without the drafter's keys and values need no case of their own.
+
+With synchronous scheduling a step that neither verifies drafts nor wants any is one without speculation: the model
+runner is shown none (`LazyDrafter.set_aside`), so that it prepares no verification, no drafter's attention, and no
+drafts of length 0.
 
 For ``method="draft_model"`` on model runner V1, one data, pipeline and context rank. EAGLE and MTP need the target's
 hidden states of the missed tokens, which are gone: they stay as vLLM has them, and so does all that `obstacle` names.
@@ -19,9 +22,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from .drafter_record import DrafterRecord, Span, chunks, missed_spans
@@ -48,10 +49,43 @@ class LazyDrafter:
         """Steps in which the drafter was not run."""
         self.caught_up_tokens = 0
         """Tokens that it prefilled later because of these."""
+        self.is_aside = False
+        """Whether the step under way is one without speculation."""
         self._in_step: set[str] = set()
         self._lacking: list[int] = []
         self._slots = torch.empty(0, dtype=torch.int64)
+        # Recurrent models read states that depend on whether a step can verify drafts.
+        self._may_set_aside = not (runner.use_async_scheduling or runner.model_config.is_hybrid)
+        self._groups = runner.attn_groups, _groups_without(runner.attn_groups, runner.drafter.draft_attn_groups)
+        self._speculation = runner.speculative_config
 
+    def begin(self, scheduled: Any) -> bool:
+        """A step begins, as ``scheduled`` (``SchedulerOutput``). Returns `is_aside`."""
+        self.is_aside = (
+            self._may_set_aside
+            and scheduled.num_spec_tokens_to_schedule == 0
+            and not scheduled.scheduled_spec_decode_tokens
+        )
+        return self.is_aside
+
+    def set_aside(self, run: Callable[..., Any], *arguments: Any) -> Any:
+        """``run(*arguments)``, part of a step, with a model runner that has no speculation."""
+        runner = self.runner
+        runner.speculative_config, runner.attn_groups = None, self._groups[1]
+        try:
+            return run(*arguments)
+        finally:
+            runner.speculative_config, runner.attn_groups = self._speculation, self._groups[0]
+
+    def note_target(self, scheduled: Any) -> None:
+        """Note what the target forward of a step set aside wrote."""
+        count = scheduled.total_num_scheduled_tokens
+        slots = self.runner.input_batch.block_table[0].slot_mapping.gpu[:count]
+        self.record.note(slots.tolist(), self.runner.input_ids.gpu[:count].tolist())
+        self._in_step.clear()  # Whoever lacks nothing all the same is found to when the drafter runs again.
+        self.skipped_steps += 1
+
+    @torch.inference_mode()
     def target_ran(self, state: Any) -> None:
         """Note what this step's target forward wrote. ``state``: the runner's ``ExecuteModelState``."""
         output, metadata = state.scheduler_output, state.spec_decode_common_attn_metadata
@@ -66,30 +100,6 @@ class LazyDrafter:
         request_ids = self.runner.input_batch.req_ids
         self._lacking = [row for row, request in enumerate(request_ids) if request not in self._in_step]
         self._in_step.difference_update(request_ids)
-
-    def samples_plainly(self, state: Any) -> bool:
-        """Whether this step verifies no draft, so that vLLM's plain sampler does what the rejection sampler would do.
-
-        Not with asynchronous scheduling, where it is untried.
-        """
-        return not state.scheduler_output.scheduled_spec_decode_tokens and not self.runner.use_async_scheduling
-
-    def nothing_to_verify(self, cumulative: NDArray[np.int32]) -> Any:
-        """``SpecDecodeMetadata`` of a step without drafts that ends its requests' tokens at ``cumulative`` [B]."""
-        from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
-
-        size, device = len(cumulative), self.runner.device
-        none = torch.zeros(0, dtype=torch.int32, device=device)
-        each = torch.arange(size, dtype=torch.int32, device=device)
-        return SpecDecodeMetadata(
-            draft_token_ids=none,
-            num_draft_tokens=[0] * size,
-            cu_num_draft_tokens=torch.zeros_like(each),
-            cu_num_sampled_tokens=each + 1,
-            target_logits_indices=none,
-            bonus_logits_indices=each,
-            logits_indices=torch.from_numpy(cumulative - 1).to(device),
-        )
 
     def skip(self, sampled_token_ids: Any, num_requests: int) -> Tensor:
         """What `propose_draft_token_ids` gives at K = 0: no drafts, [B, 0]."""
@@ -141,6 +151,12 @@ class LazyDrafter:
         )
         self.record.drafter_wrote(slots)
         self.caught_up_tokens += len(slots)
+
+
+def _groups_without(groups: list[list[Any]], drafters: list[Any]) -> list[list[Any]]:
+    """The runner's attention groups, without those of the drafter's layers alone."""
+    layers = {name for group in drafters for name in group.layer_names}
+    return [[group for group in own if not layers.issuperset(group.layer_names)] for own in groups]
 
 
 def _attention_metadata(kind: Any, chunk: list[Span], table: Tensor, slots: Tensor) -> Any:
@@ -196,7 +212,7 @@ def _runner_obstacle(runner: Any) -> str | None:
 
 
 _HOOKS = {
-    "_calc_spec_decode_metadata": ("self", "num_draft_tokens", "cu_num_scheduled_tokens"),
+    "execute_model": ("self", "scheduler_output", "intermediate_tensors"),
     "sample_tokens": ("self", "grammar_output"),
     "propose_draft_token_ids": [
         "self",
@@ -271,18 +287,25 @@ def install(wanted: Callable[[Any], bool] = lazy_catch_up_wanted) -> bool:
 
 def _wrap(runner_class: Any) -> None:
     """Replace the methods of `_HOOKS`; each runner decides at its first step whether it is lazy."""
-    stock_sample, stock_propose = runner_class.sample_tokens, runner_class.propose_draft_token_ids
-    stock_verification = runner_class._calc_spec_decode_metadata
+    stock_execute, stock_sample = runner_class.execute_model, runner_class.sample_tokens
+    stock_propose = runner_class.propose_draft_token_ids
+
+    @functools.wraps(stock_execute)
+    def execute_model(self: Any, scheduler_output: Any, intermediate_tensors: Any = None) -> Any:
+        lazy = lazy_drafter_of(self)
+        if lazy is not None and lazy.begin(scheduler_output):
+            return lazy.set_aside(stock_execute, self, scheduler_output, intermediate_tensors)
+        return stock_execute(self, scheduler_output, intermediate_tensors)
 
     @functools.wraps(stock_sample)
-    @torch.inference_mode()
     def sample_tokens(self: Any, grammar_output: Any) -> Any:
-        state = self.execute_model_state
-        lazy = lazy_drafter_of(self) if state is not None else None
-        if lazy is not None:
-            lazy.target_ran(state)
-            if lazy.samples_plainly(state):
-                self.execute_model_state = state._replace(spec_decode_metadata=None)
+        state, lazy = self.execute_model_state, self.__dict__.get(_MARK)
+        if lazy is None or state is None:
+            return stock_sample(self, grammar_output)
+        if lazy.is_aside:
+            lazy.note_target(state.scheduler_output)
+            return lazy.set_aside(stock_sample, self, grammar_output)
+        lazy.target_ran(state)
         return stock_sample(self, grammar_output)
 
     @functools.wraps(stock_propose)
@@ -299,15 +322,8 @@ def _wrap(runner_class: Any) -> None:
         lazy.drafted()
         return drafts
 
-    @functools.wraps(stock_verification)
-    def _calc_spec_decode_metadata(self: Any, num_draft_tokens: Any, cu_num_scheduled_tokens: Any) -> Any:
-        lazy = self.__dict__.get(_MARK)
-        if lazy is None or num_draft_tokens.any():
-            return stock_verification(self, num_draft_tokens, cu_num_scheduled_tokens)
-        return lazy.nothing_to_verify(cu_num_scheduled_tokens)
-
-    runner_class.sample_tokens, runner_class.propose_draft_token_ids = sample_tokens, propose_draft_token_ids
-    runner_class._calc_spec_decode_metadata = _calc_spec_decode_metadata
+    runner_class.execute_model, runner_class.sample_tokens = execute_model, sample_tokens
+    runner_class.propose_draft_token_ids = propose_draft_token_ids
     setattr(runner_class, _MARK, None)
 
 

@@ -106,6 +106,13 @@ class DecodingBatch:
         """`room` of the request that has the least, which may be negative."""
         return min(min(self.left), max_model_len - max(self.contexts)) - _TOKENS_AHEAD
 
+    def rooms(self, longest: int, max_model_len: int) -> list[int]:
+        """`room` of each request."""
+        if self.least_room(max_model_len) >= longest:
+            return [longest] * len(self.left)
+        ahead = [min(own, max_model_len - context) for own, context in zip(self.left, self.contexts, strict=True)]
+        return [max(0, min(own - _TOKENS_AHEAD, longest)) for own in ahead]
+
 
 NOBODY = DecodingBatch()
 
@@ -133,7 +140,7 @@ def round_state(
     behind = [0] * count if lag is None else [lag(request) for request in requests]
     # Two arrays for nine: between two steps of a model each call of NumPy is a cold one. From one flat list, since
     # NumPy takes its time to see how lists are nested.
-    flat = batch.contexts + batch.outputs + behind + _rooms(batch, longest, scheduler.max_model_len) + batch.left
+    flat = batch.contexts + batch.outputs + behind + batch.rooms(longest, scheduler.max_model_len) + batch.left
     flat += [history.last_length for history in own] + [history.last_accepted for history in own]
     context, generated, lags, rooms, left, lengths, accepted = np.array(flat, dtype=np.int64).reshape(7, count)
     shares = [history.acceptance_rate for history in own] + [_temperature(request) for request in requests]
@@ -154,14 +161,6 @@ def round_state(
         kv_free=1.0 - scheduler.kv_cache_manager.usage,
         arrival_rates=arrival_rates,
     )
-
-
-def _rooms(batch: DecodingBatch, longest: int, max_model_len: int) -> list[int]:
-    """`room` of each request."""
-    if batch.least_room(max_model_len) >= longest:
-        return [longest] * len(batch.left)
-    ahead = [min(own, max_model_len - context) for own, context in zip(batch.left, batch.contexts, strict=True)]
-    return [max(0, min(own - _TOKENS_AHEAD, longest)) for own in ahead]
 
 
 def _temperature(request: Request) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ...controllers import Controller, GuardedController, RoundState, load_controller
@@ -54,7 +55,8 @@ class Steering:
         self._is_asynchronous = bool(own.scheduler_config.async_scheduling)
         self._drafts = DraftLengths(self.longest, settings.trim and not self._is_asynchronous)
         self._own_table = self.longest > 0 and is_own_table(own)
-        self._arrivals, self._histories = ArrivalMeter(), Histories()
+        self._histories = Histories()
+        self.measure_arrivals()
         self._steps = deque[Step]()
         self._batch = NOBODY
         self._length: int = self.longest
@@ -100,11 +102,15 @@ class Steering:
             self.problem = problem
             _log.warning("specpilot: %s; vLLM goes on with its own number of speculative tokens", problem)
 
+    def measure_arrivals(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Forget the arrivals so far, and measure new ones by ``clock``, in seconds."""
+        self._clock, self._arrivals = clock, ArrivalMeter()
+
     # ------------------------------------------------------------------ a step, in the order of its calls
 
     def note_arrival(self) -> None:
         """A request came."""
-        self._arrivals.add(time.monotonic())
+        self._arrivals.add(self._clock())
 
     def begin(self) -> None:
         """A step is about to be scheduled."""
@@ -194,11 +200,13 @@ class Steering:
         consultation, least_room = self._consultation, batch.least_room(self._scheduler.max_model_len)
         assert consultation is not None
         waiting = self._scheduler.get_request_counts()[1]
-        if batch.names == before.names and consultation.repeat(least_room, waiting):
+        if batch.names == before.names and consultation.repeat(waiting):
             self._drafts.give_again(least_room)
+            # What nobody has room for is not drafted.
+            self._length = max(batch.rooms(consultation.length, self._scheduler.max_model_len))
             return self._length
         consultation.tell_all()  # What is shown depends on it.
-        rates = self._arrivals.rates(time.monotonic())
+        rates = self._arrivals.rates(self._clock())
         self.state = round_state(self._scheduler, batch, self.longest, rates, self.lag)
         lengths = consultation.ask(self.state)
         if self.self_test is not None and self.self_test.under_way:
@@ -219,11 +227,7 @@ class Steering:
             else:
                 result.outcome()
         if self.lag is not None:
-            names = step.scheduled.num_scheduled_tokens
-            self.lag.step_done(
-                step.scheduled.num_spec_tokens_to_schedule, [alive[name] for name in names if name in alive]
-            )
-            self.lag.forget([name for name in names if name not in alive])
+            self.lag.entered(step.scheduled, alive)
 
     def _trim(self, drafts: DraftTokenIds) -> None:
         if self.self_test is not None and self.self_test.under_way:

@@ -35,7 +35,8 @@ class Step:
 
     def verified(self, output: ModelRunnerOutput, is_asynchronous: bool) -> None:
         """The model has run, and vLLM has not yet committed, nor cut, what it sampled."""
-        self.places, self.gained = output.req_id_to_index, list(map(len, output.sampled_token_ids))
+        if self.scheduled.scheduled_spec_decode_tokens:  # Without drafts all gain one.
+            self.places, self.gained = output.req_id_to_index, list(map(len, output.sampled_token_ids))
         if is_asynchronous:  # Another step was committed since this one was scheduled.
             self.generated = [request.num_output_tokens for request in self.batch.requests]
         else:
@@ -58,6 +59,8 @@ class StepResult:
         """After vLLM has committed the tokens: it has just looked at all this too."""
         batch, drafts, places = step.batch, step.scheduled.scheduled_spec_decode_tokens, step.places
         drafted, verified, accepted, committed = list[int](), list[int](), list[int](), list[int]()
+        if not drafts:
+            return cls._without_drafts(step, seconds)
         rows = zip(batch.names, batch.requests, batch.histories, step.generated, strict=True)
         for name, request, history, before in rows:
             count = len(drafts[name]) if name in drafts else 0
@@ -70,6 +73,18 @@ class StepResult:
             committed.append(now if now > 0 else 0)
             history.drafted = 0
         return cls(step, seconds, drafted, verified, accepted, committed)
+
+    @classmethod
+    def _without_drafts(cls, step: Step, seconds: float) -> StepResult:
+        """`of` a step that had none to verify."""
+        batch, none = step.batch, [0] * len(step.batch.names)
+        drafted = [history.drafted for history in batch.histories]
+        if any(drafted):  # All was cut.
+            for history in batch.histories:
+                history.drafted = 0
+        rows = zip(batch.requests, step.generated, strict=True)
+        committed = [max(0, request.num_output_tokens - before) for request, before in rows]
+        return cls(step, seconds, drafted, none, none, committed)
 
     def outcome(self) -> RoundOutcome:
         """What the controller is told. Enters the round into the requests' histories, so it is to be called once.

@@ -95,7 +95,7 @@ def test_many_temperatures_take_turns_in_a_bounded_table() -> None:
     for start in range(0, 3 * MAX_TEMPERATURES, 10):
         temperature = np.arange(start, start + 10) / 100
         found = table.level(table.rows(temperature), np.full(10, 1.5), np.zeros(10), 2)
-        assert len(table._chances) <= MAX_TEMPERATURES
+        assert len(table.chances) <= MAX_TEMPERATURES
     expected = fresh.level(fresh.rows(temperature), np.full(10, 1.5), np.zeros(10), 2)
     np.testing.assert_array_equal(found, expected)
     crowd = np.arange(2 * MAX_TEMPERATURES) / 100

@@ -76,14 +76,30 @@ def test_the_package_loads_controllers_and_guards_them(tmp_path: Path) -> None:
     assert isinstance(loaded.inner, PricedController)
 
 
-def test_loading_imports_nothing_heavier_than_numpy(tmp_path: Path) -> None:
+def test_constant_lengths_load_no_compiler(tmp_path: Path) -> None:
+    policy = FixedPolicy(Action(3, 0.0))
+    path = save_controller(controller(policy), tmp_path / "constant.json")
+    code = "import sys, specpilot; specpilot.load_controller(sys.argv[1]); print('numba' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"
+
+
+NUMPY_ALONE = """
+import sys
+sys.modules["numba"] = None
+import specpilot
+specpilot.load_controller(sys.argv[1])
+print([name for name in ("torch", "gymnasium", "transformers", "yaml", "sklearn", "scipy") if name in sys.modules])
+from specpilot.controllers import round_kernel
+print(type(round_kernel.go_on).__name__)
+"""
+
+
+def test_loading_needs_nothing_but_numpy(tmp_path: Path) -> None:
     path = save_controller(MAKERS["mlp"](), tmp_path / "mlp")
-    code = (
-        "import sys, specpilot; specpilot.load_controller(sys.argv[1]); "
-        "print([name for name in ('torch', 'gymnasium', 'numba', 'transformers', 'yaml') if name in sys.modules])"
-    )
-    found = subprocess.run([sys.executable, "-c", code, str(path.parent)], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    command = [sys.executable, "-c", NUMPY_ALONE, str(path.parent)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert found.stdout.split("\n")[:2] == ["[]", "function"]
 
 
 def test_the_compact_surface_has_the_same_seconds() -> None:

@@ -74,14 +74,12 @@ def by_the_rule(own: PricedController, state: RoundState) -> list[int]:
     """`plan_lengths` on the costs of the round that ``own`` has decided on."""
     costs, noisy, action = own._costs, state.temperature > 0, own.action
     rows = costs.rows(action.max_length)
-    draft = rows.draft - (costs.per_draft - costs.unasked_draft) * np.arange(len(rows.draft))
-    draft[0] = 0.0
     found = plan_lengths(
         own.predictor.history.of_state(state),
         np.minimum(state.max_num_speculative_tokens, own.maximum),
         state.lag <= 1,
         noisy,
-        draft,
+        rows.unasked,
         rows.curve,
         costs.plain + costs.noise * noisy.sum(),
         costs.fixed,

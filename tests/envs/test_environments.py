@@ -94,7 +94,7 @@ def test_rewards_are_what_the_manual_says(kind: str) -> None:
     for _ in range(30):
         plain, requests = np.exp(observation[32]), observation[0]
         observation, reward, _, _, info = env.step(np.asarray([3, 3, 0]))
-        tokens, seconds = info["tokens"], info["seconds"]
+        tokens, seconds = info["weighted_tokens" if kind == "gain" else "tokens"], info["seconds"]
         assert info["decoding"] == requests
         if kind == "round_ratio":
             expected = tokens / requests * plain / seconds

@@ -17,15 +17,15 @@ from specpilot.controllers import (
     PricedController,
     RoundOutcome,
     RoundState,
+    compiled,
 )
 from specpilot.controllers.action import Features
 from specpilot.controllers.cost_table import CostTable
 from specpilot.controllers.observation import FEATURE_NAMES, HISTORY_SIZE, NUM_FEATURES, write_features
 from specpilot.engine import Engine, EngineConfig, Pair, SamplingParams
-from specpilot.envs import compiled
 from specpilot.envs import replay_kernel as kernel
 from specpilot.envs.replay import ReplayConfig, ReplayEngine
-from specpilot.envs.replay_state import Fleet, Recording, Schedule
+from specpilot.envs.replay_state import Fleet, Recording, Schedule, token_weights
 from specpilot.envs.trace import Trace
 from specpilot.envs.traffic import Traffic, make_schedule
 from specpilot.tests.support.controllers import RandomController, TrimmingController
@@ -247,6 +247,7 @@ class Noting:
     """A fixed action; keeps the features of every round."""
 
     feature_names = FEATURE_NAMES
+    tiers = (Action(4, 1.0),)
 
     def __init__(self) -> None:
         self.seen: list[list[float]] = []
@@ -294,3 +295,20 @@ def test_compiled_features_are_those_of_python() -> None:
         write_features(expected, *arguments)
         np.testing.assert_allclose(found, expected, rtol=1e-12)
         assert np.isfinite(found).all()
+
+
+def test_a_token_counts_as_one_over_its_requests_tokens_per_round() -> None:
+    trace = random_trace(seed=5)
+    tokens, rounds = [], []
+    for request in range(len(trace)):
+        done = count = 0
+        while done < trace.output_tokens[request]:
+            done += min(int(trace.accepted_length[trace.first[request] + done]), 4) + 1
+            count += 1
+        tokens.append(int(trace.output_tokens[request]))
+        rounds.append(count)
+    mean = sum(tokens) / sum(rounds)
+    assert token_weights(trace, 4) == pytest.approx(
+        [mean * own / made for made, own in zip(tokens, rounds, strict=True)]
+    )
+    assert token_weights(trace, 0) == pytest.approx(np.ones(len(trace)))

@@ -60,3 +60,20 @@ def test_what_another_request_filled_while_the_drafter_was_off_is_missed_by_who_
     assert missed_spans(record.missing, table, BLOCK, [0], [8]) == [(0, 4, 8)]
     record.drafter_wrote(torch.arange(4, 8))
     assert missed_spans(record.missing, table, BLOCK, [0], [8]) == []
+
+
+def test_what_is_noted_is_what_would_have_been_written_in_that_order() -> None:
+    rng = random.Random(0)
+    noted, written = (DrafterRecord(BLOCK * 4096, torch.device("cpu")) for _ in range(2))
+    for step in range(400):
+        slots = rng.sample(range(BLOCK * 4096), rng.choice([1, 3, 60]))
+        tokens = [rng.randrange(1000) for _ in slots]
+        if step % 10 < 7:
+            noted.note(slots, tokens)
+            written.target_wrote(torch.tensor(slots), torch.tensor(tokens).int())
+            continue
+        for record in (noted, written):
+            record.target_wrote(torch.tensor(slots), torch.tensor(tokens).int())
+            record.drafter_wrote(torch.tensor(slots[:2]))
+    noted.settle()
+    assert torch.equal(noted.tokens, written.tokens) and torch.equal(noted.missing, written.missing)

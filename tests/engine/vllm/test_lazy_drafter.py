@@ -138,6 +138,7 @@ def test_blocks_reused_by_prefix_caching_are_found_out_when_only_lag_is_caught_u
         engine.serve([(0, prompt, greedy(4)) for prompt in prompts], lambda step: 0)
         lazy = lazy_drafter_of(engine.runner)
         if lazy is not None:
+            lazy.record.settle()
             with torch.inference_mode():
                 lazy.record.missing.zero_()
         found.append(engine.serve([(0, prompt, greedy(40)) for prompt in prompts]))
@@ -155,6 +156,46 @@ def test_the_drafter_is_not_run_while_it_is_off(
     recording = engine.serve(load(evaluation_prompts), lambda step: 0)
     assert lazy.skipped_steps - before == recording.steps
     assert not recording.drafts
+
+
+def test_while_off_the_runner_is_one_without_speculation_and_afterwards_what_it_was(
+    engines: tuple[CommandedEngine, CommandedEngine], evaluation_prompts: list[list[int]], monkeypatch: Any
+) -> None:
+    engine = engines[0]
+    runner, lazy = engine.runner, lazy_drafter_of(engine.runner)
+    assert lazy is not None
+    before, groups, seen = runner.speculative_config, runner.attn_groups, list[tuple[bool, bool, int]]()
+    prepare = type(runner)._prepare_inputs
+
+    def prepared(self: Any, output: Any, *given: Any) -> Any:
+        verifies = bool(output.scheduled_spec_decode_tokens)
+        layers = sum(len(group.layer_names) for own in self.attn_groups for group in own)
+        seen.append((output.num_spec_tokens_to_schedule > 0 or verifies, self.speculative_config is not None, layers))
+        return prepare(self, output, *given)
+
+    monkeypatch.setattr(type(runner), "_prepare_inputs", prepared)
+    engine.serve(load(evaluation_prompts), in_turns(5, 3))
+    assert {wants == has for wants, has, _ in seen} == {True}
+    with_drafter, without = ({layers for _, has, layers in seen if has is own} for own in (True, False))
+    drafters = sum(len(group.layer_names) for group in runner.drafter.draft_attn_groups)
+    assert {layers - drafters for layers in with_drafter} == without and len(without) == 1
+    assert runner.speculative_config is before and runner.attn_groups is groups
+
+
+def test_a_step_that_fails_while_off_leaves_the_runner_as_it_was(
+    engines: tuple[CommandedEngine, CommandedEngine],
+) -> None:
+    runner, lazy = engines[0].runner, lazy_drafter_of(engines[0].runner)
+    assert lazy is not None
+    before = runner.speculative_config, runner.attn_groups
+
+    def fail() -> None:
+        assert runner.speculative_config is None
+        raise RuntimeError("a step failed")
+
+    with pytest.raises(RuntimeError, match="a step failed"):
+        lazy.set_aside(fail)
+    assert (runner.speculative_config, runner.attn_groups) == before
 
 
 @pytest.mark.parametrize("length", [in_turns(20, 6), at_random(3)], ids=["20 off 6 on", "random"])
@@ -178,8 +219,7 @@ def test_the_lag_counted_by_the_scheduler_is_what_the_worker_prefills(
 
     def update_from_output(output: Any, given: Any) -> Any:
         found = after(output, given)
-        here = [scheduler.requests[name] for name in output.num_scheduled_tokens if name in scheduler.requests]
-        lag.step_done(output.num_spec_tokens_to_schedule, here)
+        lag.entered(output, scheduler.requests)
         return found
 
     monkeypatch.setattr(scheduler, "_update_after_schedule", update_after_schedule)
@@ -192,9 +232,12 @@ def test_the_lag_counted_by_the_scheduler_is_what_the_worker_prefills(
 def test_installing_twice_wraps_once() -> None:
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-    wrapped = GPUModelRunner.sample_tokens, GPUModelRunner.propose_draft_token_ids
+    def hooks() -> list[Any]:
+        return [getattr(GPUModelRunner, name) for name in lazy_drafter._HOOKS]
+
+    wrapped = hooks()
     assert lazy_drafter.install()
-    assert (GPUModelRunner.sample_tokens, GPUModelRunner.propose_draft_token_ids) == wrapped
+    assert hooks() == wrapped
 
 
 def test_an_engine_that_did_not_ask_for_it_has_the_stock_drafter(
@@ -220,7 +263,7 @@ def test_what_cannot_be_lazy_is_refused_by_name(engines: tuple[CommandedEngine, 
 
 def test_a_vllm_without_the_hooks_is_named_and_left_alone() -> None:
     class WithoutHooks:
-        def _calc_spec_decode_metadata(self, num_draft_tokens: Any, cu_num_scheduled_tokens: Any) -> None: ...
+        def execute_model(self, scheduler_output: Any, intermediate_tensors: Any = None) -> None: ...
         def sample_tokens(self, grammar_output: Any) -> None: ...
 
     assert lazy_drafter._missing_hook(WithoutHooks) == "GPUModelRunner.propose_draft_token_ids"

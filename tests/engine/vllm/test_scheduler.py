@@ -374,4 +374,4 @@ def test_controllers_come_from_files(
     assert type(served.scheduler).__name__ == "SteeredScheduler"
     assert served.texts(prompts) == texts
     assert served.steering.self_test.problem is None and not served.steering.self_test.under_way
-    assert served.steering.counts.length == 2
+    assert served.steering.guard.report.faults.total() == 0 and served.steering.counts.drafted_tokens > 0

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from specpilot.controllers import RoundState
+from specpilot.engine.vllm.state import DecodingBatch
 from specpilot.tests.engine.vllm.conftest import LONGEST, Served
 from specpilot.tests.engine.vllm.test_scheduler import Watched, of_everyone, random_each, random_uniform
 from specpilot.tests.support.rounds import seen_rate
@@ -52,6 +53,13 @@ def test_counts_of_a_request_follow_its_text(steered: Served, evaluation_prompts
             if outcome.num_verified[at]:
                 rate = seen_rate(None if math.isnan(rate) else rate, last[1], int(outcome.num_verified[at]))
         assert generated == by_length[length]
+
+
+def test_rooms_leave_a_token_for_this_step_and_one_for_the_verification() -> None:
+    batch = DecodingBatch(contexts=[100, 20, 509, 30], left=[9, 3, 90, 1])
+    assert batch.rooms(5, max_model_len=512) == [5, 1, 1, 0]
+    assert batch.least_room(512) == -1 and batch.rooms(0, 512) == [0] * 4
+    assert DecodingBatch(contexts=[10, 20], left=[7, 9]).rooms(5, 512) == [5, 5]
 
 
 def test_load_is_seen(steered: Served, evaluation_prompts: Prompts) -> None:

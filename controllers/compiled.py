@@ -1,4 +1,8 @@
-"""Compile the functions that controllers run as plain Python, so that replay runs the same lines at machine speed."""
+"""The price rule and its neighbours compiled, so that a controller and replay run the same lines at machine speed.
+
+The first process on a machine compiles for some seconds; the code is kept for those that follow. Without Numba the same
+lines run as plain Python: a controller needs nothing but NumPy, only its questions take longer.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +12,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import numba
-
-from ..controllers import acceptance_rate, cost_table, observation, price_rule
+from . import acceptance_rate, acceptance_table, cost_table, observation, price_rule
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _numba() -> Any:
+    """The module; None where it is not installed."""
+    try:
+        import numba
+    except ImportError:
+        return None
+    return numba
 
 
 def _sources() -> str:
     """A digest of everything that is compiled: Numba itself only looks at the file of the outermost function."""
     own = Path(__file__).parent
-    texts = [file.read_bytes() for file in sorted(own.parent.glob("controllers/*.py"))]
-    scripts = (file.read_bytes() for folder in (own, own.with_name("train")) for file in sorted(folder.glob("*.py")))
+    texts = [file.read_bytes() for file in sorted(own.glob("*.py"))]
+    folders = own.with_name("envs"), own.with_name("train")
+    scripts = (file.read_bytes() for folder in folders for file in sorted(folder.glob("*.py")))
     return hashlib.sha256(b"".join([*texts, *(text for text in scripts if b"@compiled" in text)])).hexdigest()[:16]
 
 
@@ -28,7 +40,10 @@ _CACHE = str(Path(__file__).parent / "__pycache__" / _sources())
 
 def compiled(function: F) -> F:
     """Compile for one thread, keep the machine code near the source, let other threads run meanwhile."""
-    config: Any = numba.config
+    numba = _numba()
+    if numba is None:
+        return function
+    config = numba.config
     before, config.CACHE_DIR = config.CACHE_DIR, _CACHE
     try:
         result: Any = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
@@ -44,6 +59,7 @@ def _bound(function: Callable[..., Any], **compiled_calls: Any) -> Any:
     return compiled(types.FunctionType(function.__code__, scope, function.__name__, function.__defaults__))
 
 
+step_of = compiled(acceptance_table.step_of)
 next_rate = compiled(acceptance_rate.next_rate)
 interpolate = compiled(cost_table.interpolate)
 verify_curve = compiled(price_rule.verify_curve)
