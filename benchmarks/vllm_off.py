@@ -119,9 +119,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    from specpilot.engine.vllm import lazy_drafter
+    from specpilot.engine.vllm import lazy_hooks
 
-    if not lazy_drafter.install():
+    if not lazy_hooks.install():
         sys.exit("this vLLM cannot be lazy; see the warning above")
     prompts = [
         prompt["token_ids"] for prompt in json.loads((given.pair / "evaluation_prompts.json").read_text())["prompts"]

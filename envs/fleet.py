@@ -12,8 +12,9 @@ from ..controllers import CostSurface
 from ..controllers.acceptance import AcceptancePredictor
 from ..controllers.observation import FEATURE_NAMES, NUM_FEATURES
 from ..controllers.priced import Action
-from . import replay_kernel as kernel
 from .replay import ReplayConfig
+from .replay_kernel import observe, reset_engine, step_all
+from .replay_queue import begin
 from .replay_state import Fleet, FloatArray, IntArray, Recording, Schedule
 from .trace import Trace
 from .traffic import ArrivalFile, Traffic, make_schedule
@@ -110,9 +111,9 @@ class ReplayFleet:
             self.rng,
             None if traffic.path is None else self._arrivals[traffic.path],
         )
-        kernel.reset_engine(self.schedule, self.fleet, fresh, e)
-        kernel.begin(self.recording, self.schedule, self.fleet, self.costs, self.engine.prefill_chunk, e)
-        kernel.observe(self.recording, self.schedule, self.fleet, self.costs, self.kv_tokens, e, self.observations[e])
+        reset_engine(self.schedule, self.fleet, fresh, e)
+        begin(self.recording, self.schedule, self.fleet, self.costs, self.engine.prefill_chunk, e)
+        observe(self.recording, self.schedule, self.fleet, self.costs, self.kv_tokens, e, self.observations[e])
 
     @contextmanager
     def trial(self) -> Iterator[None]:
@@ -144,7 +145,7 @@ class ReplayFleet:
         lengths = np.asarray([action.max_length for action in actions], dtype=np.int64)
         prices = np.asarray([action.price for action in actions], dtype=np.float64)
         asks = np.asarray([action.asks for action in actions], dtype=np.bool_)
-        kernel.step_all(
+        step_all(
             self.recording,
             self.schedule,
             self.fleet,

@@ -9,7 +9,9 @@ import numpy as np
 
 from ..controllers import Controller, CostSurface, DraftLevel, RoundOutcome, RoundState
 from ..controllers.cost_table import CostTable
-from . import replay_kernel as kernel
+from .replay_queue import begin
+from .replay_requests import allowed_lengths, contexts, gather, positions, temperatures
+from .replay_round import finish_round
 from .replay_state import Fleet, IntArray, Recording, Schedule
 from .trace import Trace
 
@@ -85,13 +87,13 @@ class ReplayEngine:
 
     def advance(self) -> bool:
         """Go on until a decision is due; False when everything is served."""
-        return kernel.begin(self.recording, self.schedule, self.fleet, self.costs, self.config.prefill_chunk, 0)
+        return begin(self.recording, self.schedule, self.fleet, self.costs, self.config.prefill_chunk, 0)
 
     def state(self) -> tuple[RoundState, IntArray]:
         """The round that is due, and the slots that take part in it."""
-        fleet, slots = self.fleet, kernel.gather(self.fleet, 0)
+        fleet, slots = self.fleet, gather(self.fleet, 0)
         requests = fleet.request[0, slots]
-        context = kernel.contexts(self.recording, self.schedule, fleet, 0, slots)
+        context = contexts(self.recording, self.schedule, fleet, 0, slots)
         generated = fleet.generated[0, slots]
         used = int((fleet.prefilled[0] + fleet.generated[0])[: fleet.running[0]].sum())
         elapsed = max(float(fleet.clock[0] - fleet.meter[0, 2]), 0.0)
@@ -101,11 +103,11 @@ class ReplayEngine:
             context_length=context,
             num_generated=generated,
             lag=fleet.lag[0, slots],
-            max_num_speculative_tokens=kernel.allowed_lengths(self.schedule, fleet, 0, slots, self._longest),
+            max_num_speculative_tokens=allowed_lengths(self.schedule, fleet, 0, slots, self._longest),
             last_num_speculative_tokens=fleet.last_drafted[0, slots],
             last_accepted_length=fleet.last_accepted[0, slots],
             acceptance_rate=fleet.rate[0, slots],
-            temperature=kernel.temperatures(self.recording, self.schedule, fleet, 0, slots),
+            temperature=temperatures(self.recording, self.schedule, fleet, 0, slots),
             tokens_left=self.schedule.limit[0, requests] - generated,
             running=int(fleet.running[0]),
             waiting=int(fleet.arrived[0] - fleet.admitted[0]),
@@ -127,7 +129,7 @@ class ReplayEngine:
             verified = np.asarray(controller.verify_lengths(drafted.copy())).astype(np.int64)
             if (verified < 0).any() or (verified > drafted).any():
                 raise ValueError(f"verify_lengths must return 0 … {drafted.tolist()}, got {verified.tolist()}")
-        accepted, committed, parts = kernel.finish_round(
+        accepted, committed, parts = finish_round(
             self.recording,
             self.schedule,
             self.fleet,
@@ -149,7 +151,7 @@ class ReplayEngine:
         self, controller: Controller, slots: IntArray, lengths: IntArray, state: RoundState
     ) -> tuple[IntArray, int, int]:
         """Draft level by level. Returns tokens drafted ``[B]``, levels and answers that were asked for."""
-        at = kernel.positions(self.recording, self.schedule, self.fleet, 0, slots)
+        at = positions(self.recording, self.schedule, self.fleet, 0, slots)
         drafted = np.zeros(len(slots), dtype=np.int64)
         active, levels, asked, depth = np.flatnonzero(lengths), 0, 0, 0
         while active.size:

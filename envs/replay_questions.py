@@ -8,10 +8,12 @@ from typing import Protocol
 import numpy as np
 
 from ..controllers.observation import NUM_FEATURES
-from . import replay_kernel as kernel
 from .long_run import LongRunPrice, plain_rate
 from .rendering import RoundView
 from .replay import ReplayEngine
+from .replay_kernel import observe
+from .replay_requests import history_chances, positions, whole_drafts
+from .replay_round import finish_round
 from .replay_state import IntArray, Recording
 from .scenario import Scenario
 from .stop_round import Settlement, StopQuestion, StopRound
@@ -97,9 +99,9 @@ class ReplayQuestions:
         fresh = bool((state.max_num_speculative_tokens > 0).any())
         settlement = self._settle() if fresh else None
         self._observe()
-        at = kernel.positions(self.recording, self.engine.schedule, self.engine.fleet, 0, slots)
-        whole = kernel.whole_drafts(self.engine.fleet, 0, slots)
-        chance = kernel.history_chances(self.recording, state.acceptance_rate, whole, state.temperature)[:, 0]
+        at = positions(self.recording, self.engine.schedule, self.engine.fleet, 0, slots)
+        whole = whole_drafts(self.engine.fleet, 0, slots)
+        chance = history_chances(self.recording, state.acceptance_rate, whole, state.temperature)[:, 0]
         own = StopRound(self._features, state, chance, self.costs, self._present)
         depth, value = 0, self._value(own, at, slots)
         while len(requests := own.askable(depth)):
@@ -129,7 +131,7 @@ class ReplayQuestions:
 
     def _finish(self, own: StopRound, slots: IntArray) -> None:
         engine, drafted = self.engine, own.drafted
-        accepted, _, _ = kernel.finish_round(
+        accepted, _, _ = finish_round(
             self.recording,
             engine.schedule,
             engine.fleet,
@@ -165,4 +167,4 @@ class ReplayQuestions:
     def _observe(self) -> None:
         engine = self.engine
         kv_tokens = engine.config.max_num_seqs * engine.config.max_model_len
-        kernel.observe(self.recording, engine.schedule, engine.fleet, self.costs, kv_tokens, 0, self._features)
+        observe(self.recording, engine.schedule, engine.fleet, self.costs, kv_tokens, 0, self._features)

@@ -11,8 +11,8 @@ from ..controllers import RoundState
 from ..controllers.controller import FloatArray, IntArray
 from ..controllers.cost_table import CostTable
 from ..controllers.observation import FEATURES, Feature
-from . import replay_kernel as kernel
 from .rendering import RoundView
+from .replay_round import round_seconds
 
 REQUEST_FEATURES: tuple[Feature, ...] = (
     Feature("depth", "tokens", 0, 255, "tokens drafted so far; 0: shall it draft at all?"),
@@ -127,7 +127,7 @@ class StopRound:
     def seconds(self, drafted: IntArray | None = None) -> float:
         """Seconds of the round by the cost surface, as answered so far (or if ``drafted``), without prefill."""
         drafted, state = self.drafted if drafted is None else drafted, self.state
-        parts = kernel.round_seconds(
+        parts = round_seconds(
             self.costs,
             state.context_length,
             state.lag,

@@ -10,7 +10,8 @@ from specpilot.controllers import AcceptancePredictor, Action, ConstantControlle
 from specpilot.controllers.compiled import compiled
 from specpilot.controllers.cost_table import CostTable
 from specpilot.envs.replay import Served
-from specpilot.envs.replay_kernel import begin, price_round
+from specpilot.envs.replay_kernel import price_round
+from specpilot.envs.replay_queue import begin
 from specpilot.envs.replay_state import Fleet, Recording, Schedule
 from specpilot.envs.trace import Trace
 from specpilot.train.predictor import CeilingPredictor

@@ -148,7 +148,7 @@ class VllmEngine:
 
 def _make_lazy(model_runner: Any) -> None:
     from . import plugin
-    from .lazy_drafter import lazy_drafter_of
+    from .lazy_hooks import lazy_drafter_of
 
     plugin.install_part("lazy_catch_up")
     lazy_drafter_of(model_runner, lambda vllm_config: True)

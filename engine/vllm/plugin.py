@@ -117,7 +117,7 @@ def install_part(part: str) -> None:
     if part == "scheduler":
         _install_scheduler()
     elif part == "lazy_catch_up":
-        from .lazy_drafter import install
+        from .lazy_hooks import install
 
         install(_is_lazy)
     elif part == "fix_cpu_sampling":

@@ -23,8 +23,9 @@ from specpilot.controllers.action import Features
 from specpilot.controllers.cost_table import CostTable
 from specpilot.controllers.observation import FEATURE_NAMES, HISTORY_SIZE, NUM_FEATURES, write_features
 from specpilot.engine import Engine, EngineConfig, Pair, SamplingParams
-from specpilot.envs import replay_kernel as kernel
 from specpilot.envs.replay import ReplayConfig, ReplayEngine
+from specpilot.envs.replay_kernel import observe, price_round
+from specpilot.envs.replay_queue import begin
 from specpilot.envs.replay_state import Fleet, Recording, Schedule, token_weights
 from specpilot.envs.trace import Trace
 from specpilot.envs.traffic import Traffic, make_schedule
@@ -111,8 +112,8 @@ def serve_compiled(trace: Trace, schedule: Schedule, costs: CostTable, action: A
     """Tokens, rounds, busy seconds and request-seconds of the compiled rule."""
     recording, fleet = Recording.of(trace, random_predictor()), Fleet.new(schedule, CONFIG.max_num_seqs)
     rounds = 0
-    while kernel.begin(recording, schedule, fleet, costs, CONFIG.prefill_chunk, 0):
-        kernel.price_round(recording, schedule, fleet, costs, 0, *action)
+    while begin(recording, schedule, fleet, costs, CONFIG.prefill_chunk, 0):
+        price_round(recording, schedule, fleet, costs, 0, *action)
         rounds += 1
     return int(fleet.tokens[0]), rounds, float(fleet.seconds[0]), float(fleet.weight[0])
 
@@ -266,7 +267,7 @@ def test_a_controllers_features_are_the_compiled_ones() -> None:
     recording, expected = Recording.of(trace, random_predictor()), []
     while engine.advance():
         out = np.zeros(NUM_FEATURES)
-        kernel.observe(recording, schedule, engine.fleet, costs, MAX_BATCH * MAX_CONTEXT, 0, out)
+        observe(recording, schedule, engine.fleet, costs, MAX_BATCH * MAX_CONTEXT, 0, out)
         expected.append(out)
         engine.play_round(controller)
     assert len(expected) > 50

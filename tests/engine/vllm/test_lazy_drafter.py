@@ -12,9 +12,10 @@ import torch
 
 vllm = pytest.importorskip("vllm")
 
-from specpilot.engine.vllm import lazy_drafter  # noqa: E402
+from specpilot.engine.vllm import lazy_hooks  # noqa: E402
 from specpilot.engine.vllm.drafter_lag import DrafterLag  # noqa: E402
-from specpilot.engine.vllm.lazy_drafter import LazyDrafter, lazy_drafter_of, obstacle  # noqa: E402
+from specpilot.engine.vllm.lazy_drafter import LazyDrafter, obstacle  # noqa: E402
+from specpilot.engine.vllm.lazy_hooks import lazy_drafter_of  # noqa: E402
 from specpilot.tests.support.vllm_engine import MAX_LENGTH, CommandedEngine, Recording  # noqa: E402
 
 Length = Callable[[int], int]
@@ -23,7 +24,7 @@ MAX_BATCHED = 64
 
 @pytest.fixture(scope="module", autouse=True)
 def installed() -> None:
-    assert lazy_drafter.install()
+    assert lazy_hooks.install()
 
 
 @pytest.fixture(scope="module")
@@ -233,10 +234,10 @@ def test_installing_twice_wraps_once() -> None:
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
     def hooks() -> list[Any]:
-        return [getattr(GPUModelRunner, name) for name in lazy_drafter._HOOKS]
+        return [getattr(GPUModelRunner, name) for name in lazy_hooks._HOOKS]
 
     wrapped = hooks()
-    assert lazy_drafter.install()
+    assert lazy_hooks.install()
     assert hooks() == wrapped
 
 
@@ -266,4 +267,4 @@ def test_a_vllm_without_the_hooks_is_named_and_left_alone() -> None:
         def execute_model(self, scheduler_output: Any, intermediate_tensors: Any = None) -> None: ...
         def sample_tokens(self, grammar_output: Any) -> None: ...
 
-    assert lazy_drafter._missing_hook(WithoutHooks) == "GPUModelRunner.propose_draft_token_ids"
+    assert lazy_hooks._missing_hook(WithoutHooks) == "GPUModelRunner.propose_draft_token_ids"
