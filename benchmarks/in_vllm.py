@@ -41,7 +41,8 @@ from specpilot.envs.replay_state import Recording
 from specpilot.envs.trace import Trace
 from specpilot.envs.traffic import ArrivalFile, Traffic
 from specpilot.train.baseline_tuning import BaselineTuning
-from specpilot.train.contenders import OFF, constant_name, train_predictor
+from specpilot.train.contenders import OFF, constant_name
+from specpilot.train.predictor import fit_what_is_told
 from specpilot.train.run_record import run_record, write_json
 from specpilot.train.scenarios import Scenario, ScenarioConfig, Stage
 
@@ -67,7 +68,7 @@ class Benchmark:
 
     def tuned_table(self) -> tuple[Row, ...]:
         """vLLM's ``num_speculative_tokens_per_batch_size``: the best constant of each batch size, by replay."""
-        predictor = train_predictor(self.train, self.config.seed)
+        predictor = fit_what_is_told(self.train.trace, self.config.seed)
         recording = Recording.of(self.train.trace, predictor)
         return BaselineTuning(self.train, recording, ScenarioConfig(temperatures=())).table()
 

@@ -26,7 +26,7 @@ from specpilot.controllers.action import factored_tiers
 from specpilot.envs.replay import Served
 from specpilot.envs.replay_state import Recording
 from specpilot.train.baseline_tuning import PRICES, SEED, BaselineTuning, TunedBaselines, best_of, warmed_adaptive
-from specpilot.train.predictor import fit_ceiling, fit_history, fit_predictor
+from specpilot.train.predictor import fit_ceiling
 from specpilot.train.priced_replay import ceiling_recording, serve_priced, without_asking
 from specpilot.train.replay_oracles import serve_oracle
 from specpilot.train.scenarios import Scenario, ScenarioConfig, Stage
@@ -132,11 +132,6 @@ class Field:
         for name, per_request in ((UNIFORM, False), (REQUEST, True)):
             served[name] = serve_oracle(stage, scenario, schedule, per_request, best)
         return served
-
-
-def train_predictor(stage: Stage, seed: int) -> AcceptancePredictor:
-    """The price rule's predictor; for a recording without confidence it knows histories alone."""
-    return fit_history(stage.trace, seed) if stage.trace.confidence is None else fit_predictor(stage.trace, seed)
 
 
 def tune(stage: Stage, predictor: AcceptancePredictor, config: ScenarioConfig) -> TunedBaselines:

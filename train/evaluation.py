@@ -31,10 +31,9 @@ from specpilot.train.contenders import (
     Field,
     ceiling_actions,
     file_digest,
-    train_predictor,
     tune,
 )
-from specpilot.train.predictor import CeilingPredictor, fit_ceiling, quality
+from specpilot.train.predictor import CeilingPredictor, fit_ceiling, fit_what_is_told, quality
 from specpilot.train.priced_replay import ceiling_recording
 from specpilot.train.run_record import write_json
 from specpilot.train.scenarios import Scenario, ScenarioConfig, Stage, scenarios
@@ -159,7 +158,7 @@ class ReplayEvaluation:
     @cached_property
     def predictor(self) -> AcceptancePredictor:
         """The price rule's."""
-        return train_predictor(self.train, self.config.seed)
+        return fit_what_is_told(self.train.trace, self.config.seed)
 
     @cached_property
     def best(self) -> CeilingPredictor:

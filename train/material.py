@@ -16,7 +16,7 @@ from specpilot.envs.trace import Trace
 from specpilot.train.held_out import HeldOut, split
 from specpilot.train.normaliser import Normaliser
 from specpilot.train.ppo_config import PpoConfig
-from specpilot.train.predictor import fit_history, fit_predictor
+from specpilot.train.predictor import fit_what_is_told
 from specpilot.train.run_record import write_json
 
 WARM_UP_STEPS = 200
@@ -99,10 +99,7 @@ class Material:
 def _predictor(trace: Trace, config: PpoConfig, path: Path) -> AcceptancePredictor:
     if path.exists():
         return AcceptancePredictor.parse(json.loads(path.read_text()))
-    if trace.confidence is None:
-        predictor = fit_history(trace, config.seed)
-    else:
-        predictor = fit_predictor(trace, config.seed, hidden=config.predictor_hidden)
+    predictor = fit_what_is_told(trace, config.seed, config.predictor_hidden)
     write_json(path, predictor.document())
     return predictor
 

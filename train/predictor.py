@@ -135,6 +135,11 @@ def fit_predictor(
     return AcceptancePredictor({**network, **_fit_history(trace, seed)})
 
 
+def fit_what_is_told(trace: Trace, seed: int, hidden: int = 16) -> AcceptancePredictor:
+    """`fit_predictor`, or `fit_history` where the recording holds no confidence."""
+    return fit_history(trace, seed) if trace.confidence is None else fit_predictor(trace, seed, hidden)
+
+
 def fit_history(trace: Trace, seed: int) -> AcceptancePredictor:
     """For a recording without confidences: chances from histories, and one chance for all that is drafted."""
     uninformed = AcceptancePredictor.uninformed(mean_acceptance(trace))

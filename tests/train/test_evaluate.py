@@ -20,10 +20,11 @@ from specpilot.envs.replay_state import Recording
 from specpilot.envs.trace import Trace
 from specpilot.tests.support.rounds import surface
 from specpilot.train.baseline_tuning import TunedBaselines
-from specpilot.train.contenders import ControllerFile, Field, constant_name, train_predictor
+from specpilot.train.contenders import ControllerFile, Field, constant_name
 from specpilot.train.evaluate import evaluate, main
 from specpilot.train.evaluation import EvaluateConfig, ReplayEvaluation
 from specpilot.train.evaluation_table import csv_text, interval, share_of_gap, summarise
+from specpilot.train.predictor import fit_what_is_told
 from specpilot.train.priced_replay import serve_priced
 from specpilot.train.scenarios import ScenarioConfig, Stage, scenarios
 
@@ -70,7 +71,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def contest() -> Field:
     train, stage = (Stage.build(made_trace(seed), costs(), ENGINE) for seed in (0, 1))
-    predictor = train_predictor(train, 0)
+    predictor = fit_what_is_told(train.trace, 0)
     tuned = TunedBaselines(((1, None, 2),), None, 1.0, 0.5, 2)
     return Field(stage, Recording.of(stage.trace, predictor), predictor, train, tuned)
 
