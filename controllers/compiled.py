@@ -6,9 +6,11 @@ lines run as plain Python: a controller needs nothing but NumPy, only its questi
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import tempfile
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -30,12 +32,35 @@ def _sources() -> str:
     """A digest of everything that is compiled: Numba itself only looks at the file of the outermost function."""
     own = Path(__file__).parent
     texts = [file.read_bytes() for file in sorted(own.glob("*.py"))]
-    folders = own.with_name("envs"), own.with_name("train")
+    folders = own.with_name("engine"), own.with_name("envs"), own.with_name("train")
     scripts = (file.read_bytes() for folder in folders for file in sorted(folder.glob("*.py")))
     return hashlib.sha256(b"".join([*texts, *(text for text in scripts if b"@compiled" in text)])).hexdigest()[:16]
 
 
-_CACHE = str(Path(__file__).parent / "__pycache__" / _sources())
+def writable(folders: Iterable[Path]) -> Path | None:
+    """The first of ``folders`` that can be made and written to; None: a server's user may have no such place."""
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
+        except OSError:
+            continue
+    return None
+
+
+@functools.cache
+def _cache() -> Path | None:
+    """Where the machine code is kept; None: nowhere, and every process compiles."""
+    folders = Path(__file__).parent / "__pycache__", _home() / ".cache" / "specpilot"
+    return writable(folder / _sources() for folder in folders)
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:  # A user without an entry.
+        return Path(tempfile.gettempdir())
 
 
 def compiled(function: F) -> F:
@@ -43,10 +68,10 @@ def compiled(function: F) -> F:
     numba = _numba()
     if numba is None:
         return function
-    config = numba.config
-    before, config.CACHE_DIR = config.CACHE_DIR, _CACHE
+    config, cache = numba.config, _cache()
+    before, config.CACHE_DIR = config.CACHE_DIR, str(cache or "")
     try:
-        result: Any = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+        result: Any = numba.njit(cache=cache is not None, nogil=True, error_model="numpy")(function)
     finally:
         config.CACHE_DIR = before
     return cast(F, result)

@@ -33,8 +33,10 @@ def noise_keys(
     seeds: NDArray[np.int64], positions: NDArray[np.int64], stream: int, draw: int = 0
 ) -> NDArray[np.uint64]:
     """Mix (seed, position, stream, draw) to 64-bit keys; arrays broadcast. ``draw`` tells repeated draws apart."""
-    seed, position = np.asarray(seeds).astype(np.uint64), np.asarray(positions).astype(np.uint64)
-    return np.asarray(_kernel().mixed_key(seed, position, np.uint64((draw << 2) | stream)))
+    shape = np.broadcast_shapes(np.shape(seeds), np.shape(positions))
+    own, at = (np.broadcast_to(value, shape).astype(np.uint64).ravel() for value in (seeds, positions))
+    keys: NDArray[np.uint64] = _kernel().mixed_keys(own, at, (draw << 2) | stream).reshape(shape)
+    return keys
 
 
 def gumbel_noise(keys: NDArray[np.uint64], vocab_size: int, device: torch.device) -> torch.Tensor:

@@ -6,13 +6,14 @@ or NumPy, that takes ten times as long and up to a tenth of a small pair's round
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from ..controllers.compiled import compiled
 
-@numba.njit(nogil=True, cache=True, inline="always")
-def _splitmix(value: np.uint64) -> np.uint64:  # pragma: no cover - compiled
+
+@compiled
+def _splitmix(value: np.uint64) -> np.uint64:
     """The finaliser of SplitMix64 (Steele et al. 2014): a bijection of 64 bits with full avalanche."""
     value = value + np.uint64(0x9E3779B97F4A7C15)
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -20,14 +21,17 @@ def _splitmix(value: np.uint64) -> np.uint64:  # pragma: no cover - compiled
     return value ^ (value >> np.uint64(31))
 
 
-@numba.vectorize(["uint64(uint64, uint64, uint64)"], cache=True)  # type: ignore[untyped-decorator, no-untyped-call]
-def mixed_key(seed: np.uint64, position: np.uint64, tail: np.uint64) -> np.uint64:  # pragma: no cover - compiled
-    """A 64-bit key of three numbers; arrays broadcast."""
-    return _splitmix(_splitmix(_splitmix(seed) ^ position) ^ tail)
+@compiled
+def mixed_keys(seeds: NDArray[np.uint64], positions: NDArray[np.uint64], tail: int) -> NDArray[np.uint64]:
+    """``[N]`` 64-bit keys of ``seeds`` ``[N]``, ``positions`` ``[N]`` and ``tail``."""
+    keys = np.empty(len(seeds), dtype=np.uint64)
+    for at in range(len(seeds)):
+        keys[at] = _splitmix(_splitmix(_splitmix(seeds[at]) ^ positions[at]) ^ np.uint64(tail))
+    return keys
 
 
-@numba.njit(nogil=True, cache=True, inline="always")
-def _lowbias32(value: np.uint32) -> np.uint32:  # pragma: no cover - compiled
+@compiled
+def _lowbias32(value: np.uint32) -> np.uint32:
     """Wellons' lowbias32 integer hash."""
     value ^= value >> np.uint32(16)
     value = np.uint32(value * np.uint32(0x7FEB352D))
@@ -36,8 +40,8 @@ def _lowbias32(value: np.uint32) -> np.uint32:  # pragma: no cover - compiled
     return value ^ (value >> np.uint32(16))
 
 
-@numba.njit(nogil=True, cache=True)
-def uniform_rows(halves: NDArray[np.uint32], vocab_size: int) -> NDArray[np.float32]:  # pragma: no cover - compiled
+@compiled
+def uniform_rows(halves: NDArray[np.uint32], vocab_size: int) -> NDArray[np.float32]:
     """``[R, vocab_size]`` uniform in (0, 1), both ends excluded; ``halves`` ``[R, 2]``: each row's key, 64 bits."""
     uniform = np.empty((len(halves), vocab_size), dtype=np.float32)
     for row in range(len(halves)):

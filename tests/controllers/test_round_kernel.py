@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -93,3 +94,11 @@ def test_looking_up_is_what_the_table_says(unknown: str) -> None:
         found = kernel.look_up(table.chances, rows, told["margin"], told["agreement"], depth)
         expected = np.stack(table.level(rows, told["margin"], told["agreement"], depth), axis=1)
         assert np.array_equal(found, expected, equal_nan=True)
+
+
+def test_the_machine_code_is_kept_where_that_is_possible(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert (
+        compiled_module.writable([tmp_path / "file" / "inside", tmp_path / "made" / "anew"]) == tmp_path / "made/anew"
+    )
+    assert compiled_module.writable([tmp_path / "file" / "inside"]) is None
