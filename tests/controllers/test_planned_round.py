@@ -11,12 +11,7 @@ import pytest
 from specpilot.controllers import Action, FixedPolicy, PricedController, RoundState
 from specpilot.controllers.price_rule import plan_lengths
 from specpilot.tests.support.priced import controller, play, random_predictor, random_state
-from specpilot.tests.support.rounds import compute_bound, memory_bound, surface
-
-
-def moderate() -> Any:
-    """Verification costs something, drafting is not free: choices differ between requests."""
-    return surface(lambda batch, tokens: 1e-3 + 2e-4 * batch, lambda batch, tokens: 8e-3 + 6e-4 * batch * tokens)
+from specpilot.tests.support.rounds import compute_bound, memory_bound, moderate
 
 
 def drawn(rng: np.random.Generator, batch: int, longest: int) -> dict[str, Any]:

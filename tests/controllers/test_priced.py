@@ -28,12 +28,7 @@ from specpilot.controllers.price_rule import (
     verify_curve,
 )
 from specpilot.tests.support.priced import controller, play, random_level, random_mlp, random_state, random_tree
-from specpilot.tests.support.rounds import compute_bound, memory_bound, outcome, round_state, surface
-
-
-def moderate() -> Any:
-    """Verification costs something, drafting is not free: choices differ between requests."""
-    return surface(lambda batch, tokens: 1e-3 + 2e-4 * batch, lambda batch, tokens: 8e-3 + 6e-4 * batch * tokens)
+from specpilot.tests.support.rounds import compute_bound, memory_bound, moderate, outcome, round_state
 
 
 class ByTheRule(Controller):

@@ -14,7 +14,7 @@ from specpilot.controllers import round_kernel as kernel
 from specpilot.controllers.acceptance_table import AcceptanceTable
 from specpilot.controllers.batch_round import warm_up
 from specpilot.tests.support.priced import controller, play, random_predictor, random_state
-from specpilot.tests.support.rounds import surface
+from specpilot.tests.support.rounds import moderate
 
 COMPILED: tuple[Any, ...] = (
     kernel.starting_lengths,
@@ -24,10 +24,6 @@ COMPILED: tuple[Any, ...] = (
     compiled_module.plan_lengths,
     compiled_module.request_weights,
 )
-
-
-def moderate() -> Any:
-    return surface(lambda batch, tokens: 1e-3 + 2e-4 * batch, lambda batch, tokens: 8e-3 + 6e-4 * batch * tokens)
 
 
 def quick_controller(action: Action) -> PricedController:

@@ -27,6 +27,14 @@ def surface(draft: Seconds, verify: Seconds, catch_up: Seconds = lambda batch, t
     return CostSurface({**kinds, "catch_up": costs(catch_up, (1, 64))}, FIELDS, "2026-01-01T00:00:00+00:00")
 
 
+def moderate() -> CostSurface:
+    """Verification costs something, drafting is not free: choices differ between requests."""
+    costs: CostSurface = surface(
+        lambda batch, tokens: 1e-3 + 2e-4 * batch, lambda batch, tokens: 8e-3 + 6e-4 * batch * tokens
+    )
+    return costs
+
+
 def memory_bound() -> CostSurface:
     """A verified token costs next to nothing."""
     return surface(lambda batch, tokens: 1e-3, lambda batch, tokens: 10e-3 + 1e-6 * batch * tokens)
