@@ -4,10 +4,10 @@
 
 Writes ``sim_to_real.json`` and ``sim_to_real.md`` to the configuration's output folder after every batch size; those
 that are there are not measured again. Off, every constant length, the price rule and the configuration's controller
-files serve the evaluation recording's requests, all temperatures mixed, in closed loop, one after the other in every
-repeat. A machine's speed drifts after its cost surface was measured, so a few reference passes are timed between the
-runs. Errors are given as they are, with the predictions divided by how slow these passes were, and of the speed
-relative to off, which is what choosing between contenders depends on.
+files serve the evaluation recording's requests, all temperatures mixed, in closed loop, in short turns. A machine's
+speed drifts after its cost surface was measured, so a few reference passes are timed before and after. Errors are given
+as they are, with the predictions divided by how slow these passes were, and of the speed relative to off, which is what
+choosing between contenders depends on.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ from typing import Any, NamedTuple
 from tqdm.auto import tqdm
 
 from specpilot.configs import load_config
-from specpilot.controllers import ConstantController
 from specpilot.engine import Engine
 from specpilot.train.contenders import OFF, PRICE_RULE, Field, constant_name
 from specpilot.train.evaluation import EvaluateConfig, ReplayEvaluation, digest
 from specpilot.train.evaluation_table import write_text
-from specpilot.train.live_evaluation import live_makers, replayed_engine, rotated, serve_live
+from specpilot.train.live_evaluation import Contest, live_makers
 from specpilot.train.live_rounds import RoundMeter
 from specpilot.train.run_record import run_record, write_json
 from specpilot.train.scenarios import closed_loop
@@ -39,28 +38,27 @@ KINDS_OF_ERROR = ("error", "corrected_error", "relative_error")
 MIN_REQUESTS = 4
 
 
-def compare(engine: Engine, contest: Field, batch: int, requests: int, repeats: int, seed: int) -> dict[str, Any]:
+def compare(contest: Contest, field: Field, batch: int, requests: int, repeats: int, seed: int) -> dict[str, Any]:
     """Predicted and live tokens per second of every contender at one batch size."""
     scenario = closed_loop("mix", (), batch, EvaluateConfig("", "").scenarios)._replace(num_requests=requests)
-    schedule, trace = contest.stage.schedule(scenario, seed), contest.stage.trace
-    constants = [constant_name(length) for length in range(contest.longest + 1)]
-    makers = live_makers(contest, [*constants, PRICE_RULE, *(own.name for own in contest.files)])
-    predicted = {name: contest.stage.engine(schedule).serve(make()).tokens_per_second for name, make in makers.items()}
-    serve_live(engine, trace, schedule, ConstantController(1))  # Warms up.
-    meter = RoundMeter(engine, contest.stage.surface)
+    schedule = field.stage.schedule(scenario, seed)
+    constants = [constant_name(length) for length in range(field.longest + 1)]
+    makers = live_makers(field, [*constants, PRICE_RULE, *(own.name for own in field.files)])
+    predicted = {name: field.stage.engine(schedule).serve(make()).tokens_per_second for name, make in makers.items()}
+    idle = contest.engine(OFF)
+    assert isinstance(idle, Engine)
+    meter = RoundMeter(idle, field.stage.surface)
     live: dict[str, list[float]] = {name: [] for name in makers}
-    slowness: dict[str, list[float]] = {name: [] for name in makers}
-    for repeat in tqdm(range(repeats), desc=f"batch {batch}"):
+    slowness = list[float]()
+    for _ in tqdm(range(repeats), desc=f"batch {batch}"):
         before = meter.machine_slowness()
-        for name in rotated(makers, repeat):
-            live[name].append(serve_live(engine, trace, schedule, makers[name]()).tokens_per_second)
-            after = meter.machine_slowness()
-            slowness[name].append((before + after) / 2)
-            before = after
-    off = Measured(predicted[OFF], live[OFF], slowness[OFF])
+        for name, run in contest.serve(schedule, makers).items():
+            live[name].append(run.tokens_per_second)
+        slowness.append((before + meter.machine_slowness()) / 2)
+    off = Measured(predicted[OFF], live[OFF], slowness)
     return {
-        "slowness": spread([slow for own in slowness.values() for slow in own]),
-        "contenders": {name: errors(Measured(predicted[name], live[name], slowness[name]), off) for name in makers},
+        "slowness": spread(slowness),
+        "contenders": {name: errors(Measured(predicted[name], live[name], slowness), off) for name in makers},
     }
 
 
@@ -123,8 +121,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--requests-per-slot", type=int, default=3)
     options = parser.parse_args(arguments)
     config, state = load_config(EvaluateConfig, options.config), machine_state()
-    evaluation, engine = ReplayEvaluation(config), replayed_engine(config, "live")
-    assert isinstance(engine, Engine)
+    evaluation = ReplayEvaluation(config)
+    field = evaluation.contest
+    contest = Contest(config, "live", field.stage.trace)
     path, settings = Path(config.output) / "sim_to_real.json", [options.repeats, options.requests_per_slot]
     key = digest([evaluation.key, settings])
     batches = _measured(path, key)
@@ -132,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if str(batch) in batches:
             continue
         requests = max(MIN_REQUESTS, options.requests_per_slot * batch)
-        batches[str(batch)] = compare(engine, evaluation.contest, batch, requests, options.repeats, config.seed)
+        batches[str(batch)] = compare(contest, field, batch, requests, options.repeats, config.seed)
         sums = {kind: overall(batches, kind) for kind in KINDS_OF_ERROR}
         results = run_record(config, key=key, machine=state, batches=batches, **sums)
         write_json(path, results)

@@ -1,12 +1,10 @@
-"""Serve recorded requests on a real engine in closed loop, contenders in turn, and compare pair by pair."""
+"""Serve recorded requests on real engines in closed loop, contenders in turns, and compare pair by pair."""
 
 from __future__ import annotations
 
 import json
 import statistics
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +21,7 @@ from specpilot.train.evaluation import EvaluateConfig, ReplayEvaluation
 from specpilot.train.evaluation_table import write_text
 from specpilot.train.run_record import run_record, write_json
 from specpilot.train.scenarios import closed_loop
+from specpilot.train.turns import Run, Service, take_turns
 
 if TYPE_CHECKING:
     from specpilot.train.contenders import Field
@@ -30,68 +29,49 @@ if TYPE_CHECKING:
 Maker = Callable[[], Controller]
 
 
-@dataclass(frozen=True)
-class LiveRun:
-    """One contender's service of a schedule."""
+class Contest:
+    """Contenders on real engines, one for each, which take turns."""
 
-    seconds: float
-    """Wall time, prefill included."""
-    outputs: tuple[tuple[int, ...], ...]
-    """Generated tokens per request of the schedule."""
+    def __init__(self, config: EvaluateConfig, backend: str, trace: Trace) -> None:
+        """``trace``: its prompts, seeds, temperatures and token limits are served, so that the texts are its own."""
+        self._config, self._backend, self.trace = config, backend, trace
+        self._engines = dict[str, ServingEngine]()
 
-    @property
-    def tokens_per_second(self) -> float:
-        """Generated tokens over wall time."""
-        return sum(map(len, self.outputs)) / self.seconds
+    def engine(self, name: str) -> ServingEngine:
+        """Of a contender; made when it is first asked for, and warm."""
+        if name not in self._engines:
+            own = self._engines[name] = replayed_engine(self._config, self._backend)
+            own.controller = ConstantController(1)
+            warm = own.add_request(self.trace.prompt(0), self._params(0))
+            while own.has_work:
+                own.step()
+            own.take_result(warm)
+        return self._engines[name]
 
+    def serve(self, schedule: Schedule, makers: Mapping[str, Maker]) -> dict[str, Run]:
+        """Every contender serves ``schedule``, each with a fresh controller."""
+        services = {}
+        for name, make in makers.items():
+            engine = self.engine(name)
+            engine.controller = make()
+            services[name] = Service(engine, self.trace, schedule, self._params)
+        take_turns(services)
+        return {name: own.run() for name, own in services.items()}
 
-def serve_live(engine: ServingEngine, trace: Trace, schedule: Schedule, controller: Controller) -> LiveRun:
-    """Keep ``schedule``'s concurrency of its recorded requests in the system until all are served.
-
-    Prompts, seeds, temperatures and token limits are the recorded ones, so the texts are too. Raises `TraceError`
-    where the recording holds no prompts.
-    """
-    engine.controller = controller
-    records, limit = schedule.record[0].tolist(), int(schedule.concurrency[0])
-    prompts = [trace.prompt(record) for record in records]
-    params = [_params(trace, record) for record in records]
-    names, running, start = list[str](), 0, time.perf_counter()
-    while len(names) < len(records) or engine.has_work:
-        while running < limit and len(names) < len(records):
-            names.append(engine.add_request(prompts[len(names)], params[len(names)]))
-            running += 1
-        running -= sum(chunk.finish_reason is not None for chunk in engine.step())
-    seconds = time.perf_counter() - start
-    return LiveRun(seconds, tuple(tuple(engine.take_result(name).token_ids) for name in names))
-
-
-def _params(trace: Trace, record: int) -> SamplingParams:
-    if trace.seed is None:
-        raise ValueError("this recording holds no seeds; record with train/record.py to serve it live")
-    return SamplingParams(
-        temperature=float(round(float(trace.temperature[record]), 4)),
-        seed=int(trace.seed[record]),
-        max_tokens=int(trace.token_limit[record]),
-    )
+    def _params(self, record: int) -> SamplingParams:
+        trace = self.trace
+        if trace.seed is None:
+            raise ValueError("this recording holds no seeds; record with train/record.py to serve it live")
+        return SamplingParams(
+            temperature=float(round(float(trace.temperature[record]), 4)),
+            seed=int(trace.seed[record]),
+            max_tokens=int(trace.token_limit[record]),
+        )
 
 
-def interleaved(
-    engine: ServingEngine, trace: Trace, schedule: Schedule, makers: Mapping[str, Maker], first: int
-) -> dict[str, LiveRun]:
-    """Every contender once, each fresh; number ``first`` begins, so that none always follows the same one."""
-    return {name: serve_live(engine, trace, schedule, makers[name]()) for name in rotated(makers, first)}
-
-
-def rotated(names: Iterable[str], first: int) -> list[str]:
-    """``names`` from number ``first`` on (round and round), then those before it."""
-    all_names = list(names)
-    first %= len(all_names)
-    return all_names[first:] + all_names[:first]
-
-
-def live_makers(contest: Field, names: Sequence[str]) -> dict[str, Maker]:
+def live_makers(field: Field, names: Sequence[str]) -> dict[str, Maker]:
     """Makers of these contenders. Raises `ValueError` for a name that has no controller."""
-    known: dict[str, Maker] = {**contest.controllers(), PRICE_RULE: contest.price_rule}
+    known: dict[str, Maker] = {**field.controllers(), PRICE_RULE: field.price_rule}
     for name in names:
         if name not in known:
             raise ValueError(f"no live contender is called {name!r}; there are {', '.join(known)}")
@@ -118,17 +98,14 @@ def evaluate_live(config: EvaluateConfig, backend: str = "live") -> dict[str, An
     ``backend``: ``live`` (the embedded engine) or ``vllm``. Writes ``live.json`` and ``live.md`` (or ``vllm.json`` and
     ``vllm.md``); returns what the former holds.
     """
-    evaluation = ReplayEvaluation(config)
-    engine, contest, live = replayed_engine(config, backend), evaluation.contest, config.live
-    results = {}
+    field, live = ReplayEvaluation(config).contest, config.live
+    contest, results = Contest(config, backend, field.stage.trace), {}
     for concurrency in live.concurrencies:
         scenario = closed_loop("mix", (), concurrency, config.scenarios)._replace(num_requests=live.requests)
-        schedule = contest.stage.schedule(scenario, config.seed)
-        best = _best_constant(contest, schedule)
-        makers = live_makers(contest, list(dict.fromkeys((OFF, best, *live.contenders))))
-        serve_live(engine, contest.stage.trace, schedule, ConstantController(1))  # Warms up.
-        repeats = tqdm(range(live.repeats), desc=scenario.name)
-        runs = [interleaved(engine, contest.stage.trace, schedule, makers, repeat) for repeat in repeats]
+        schedule = field.stage.schedule(scenario, config.seed)
+        best = _best_constant(field, schedule)
+        makers = live_makers(field, list(dict.fromkeys((OFF, best, *live.contenders))))
+        runs = [contest.serve(schedule, makers) for _ in tqdm(range(live.repeats), desc=scenario.name)]
         results[scenario.name] = {"best_constant": best, "contenders": _compare(runs, best)}
     record = run_record(config, scenarios=results)
     write_json(Path(config.output) / f"{backend}.json", record)
@@ -138,16 +115,16 @@ def evaluate_live(config: EvaluateConfig, backend: str = "live") -> dict[str, An
     return json.loads(json.dumps(record))  # type: ignore[no-any-return]
 
 
-def _best_constant(contest: Field, schedule: Schedule) -> str:
+def _best_constant(field: Field, schedule: Schedule) -> str:
     """By replay of the very requests."""
     speeds = {
-        constant_name(own): contest.stage.engine(schedule).serve(ConstantController(own)).tokens_per_second
-        for own in range(contest.longest + 1)
+        constant_name(own): field.stage.engine(schedule).serve(ConstantController(own)).tokens_per_second
+        for own in range(field.longest + 1)
     }
     return max(speeds, key=lambda name: speeds[name])
 
 
-def _compare(runs: Sequence[Mapping[str, LiveRun]], best: str) -> dict[str, Any]:
+def _compare(runs: Sequence[Mapping[str, Run]], best: str) -> dict[str, Any]:
     """Ratios by repeat; ``same_texts``: every output is off's of the same repeat."""
 
     def ratios(name: str, base: str) -> dict[str, float]:

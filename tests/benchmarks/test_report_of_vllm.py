@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from specpilot.benchmarks.vllm_report import Scene, vllm_block
-from specpilot.benchmarks.vllm_serving import Run
+from specpilot.benchmarks.vllm_serving import VllmRun
 
 SPEEDS = {
     "off": [100.0, 200.0],
@@ -22,7 +22,7 @@ def stored(speeds: dict[str, list[float]], is_open: bool = False, plugin: float 
 
     def run(arm: str, speed: float) -> dict[str, Any]:
         text = own_text if arm == "controller" else 7
-        return Run(100 / speed, 400 / speed, 10, plugin * 100 / speed, ((text,) * 100,)).document()
+        return VllmRun(100 / speed, 400 / speed, 10, ((text,) * 100,), plugin * 100 / speed).document()
 
     repeats = [{arm: run(arm, several[number]) for arm, several in speeds.items()} for number in range(2)]
     return {"is_open": is_open, "requests": 8, "repeats": repeats}
