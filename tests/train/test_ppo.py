@@ -174,7 +174,7 @@ def test_ppo_learns_where_one_answer_is_right(settings: dict[str, Any], tmp_path
     record = tmp_path / "record"
     trace.save(record / "train.npz")
     rich_surface().save(record / "cost_surface.json")
-    own = {**settings, "record": str(record), "output": str(tmp_path / "run"), "total_steps": 6000}
+    own = {**settings, "record": str(record), "output": str(tmp_path / "run"), "total_steps": 12_000}
     own |= {
         "scenarios": [{"concurrency": 1}],
         "prices": [],
