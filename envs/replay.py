@@ -68,13 +68,20 @@ class Served:
 class ReplayEngine:
     """One replayed engine. It is also the `Foresight` of oracles: request ids are numbers of the schedule."""
 
-    def __init__(self, trace: Trace, costs: CostTable, schedule: Schedule, config: ReplayConfig) -> None:
-        """``schedule``: of one engine (`make_schedule`)."""
+    def __init__(
+        self,
+        trace: Trace,
+        costs: CostTable,
+        schedule: Schedule,
+        config: ReplayConfig,
+        recording: Recording | None = None,
+    ) -> None:
+        """``schedule``: of one engine (`make_schedule`). ``recording``: of ``trace``, where one is at hand."""
         self.trace = trace
         self.costs = costs
         self.schedule = schedule
         self.config = config
-        self.recording = Recording.of(trace)
+        self.recording = Recording.of(trace) if recording is None else recording
         self.fleet = Fleet.new(schedule, config.max_num_seqs)
         self._confidence = trace.confidence
         self._longest = trace.max_num_speculative_tokens

@@ -61,8 +61,7 @@ class ReplayQuestions:
         at_once = traffic.concurrency if traffic.mode == "closed" else config.max_num_seqs
         count = at_once * (2 + several.max_rounds // MIN_ROUNDS_OF_REQUEST)
         schedule = make_schedule(self.scenario.trace, traffic, self.costs, config.max_num_seqs, count, rng)
-        self.engine = ReplayEngine(self.scenario.trace, self.costs, schedule, config)
-        self.engine.recording = self.recording
+        self.engine = ReplayEngine(self.scenario.trace, self.costs, schedule, config, self.recording)
         self._settled, self._given, self._reward = (0, 0.0), 0.0, 0.0
         self._start_price = self._present = plain_rate(self.costs, at_once)
         self._view: RoundView | None = None

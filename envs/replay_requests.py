@@ -22,23 +22,25 @@ def gather(fleet: Fleet, e: int) -> IntArray:
 
 
 @compiled
-def positions(recording: Recording, schedule: Schedule, fleet: Fleet, e: int, slots: IntArray) -> IntArray:
-    """``[B]`` position in the recording of each slot's request."""
+def _plus_generated(start: IntArray, schedule: Schedule, fleet: Fleet, e: int, slots: IntArray) -> IntArray:
+    """``[B]`` tokens generated so far, counted from ``start`` ``[N]`` of each slot's recorded request."""
     found = np.empty(len(slots), dtype=np.int64)
     for row in range(len(slots)):
         record = schedule.record[e, fleet.request[e, slots[row]]]
-        found[row] = recording.first[record] + fleet.generated[e, slots[row]]
+        found[row] = start[record] + fleet.generated[e, slots[row]]
     return found
+
+
+@compiled
+def positions(recording: Recording, schedule: Schedule, fleet: Fleet, e: int, slots: IntArray) -> IntArray:
+    """``[B]`` position in the recording of each slot's request."""
+    return _plus_generated(recording.first, schedule, fleet, e, slots)
 
 
 @compiled
 def contexts(recording: Recording, schedule: Schedule, fleet: Fleet, e: int, slots: IntArray) -> IntArray:
     """``[B]`` tokens committed, prompt included."""
-    found = np.empty(len(slots), dtype=np.int64)
-    for row in range(len(slots)):
-        record = schedule.record[e, fleet.request[e, slots[row]]]
-        found[row] = recording.prompt[record] + fleet.generated[e, slots[row]]
-    return found
+    return _plus_generated(recording.prompt, schedule, fleet, e, slots)
 
 
 @compiled

@@ -40,7 +40,7 @@ class Contest:
     def engine(self, name: str) -> ServingEngine:
         """Of a contender; made when it is first asked for, and warm."""
         if name not in self._engines:
-            own = self._engines[name] = replayed_engine(self._config, self._backend)
+            own = self._engines[name] = replayed_engine(self._config, self._backend, self.trace)
             own.controller = ConstantController(1)
             warm = own.add_request(self.trace.prompt(0), self._params(0))
             while own.has_work:
@@ -78,15 +78,14 @@ def live_makers(field: Field, names: Sequence[str]) -> dict[str, Maker]:
     return {name: known[name] for name in names}
 
 
-def replayed_engine(config: EvaluateConfig, backend: str) -> ServingEngine:
-    """The engine that replay replays."""
+def replayed_engine(config: EvaluateConfig, backend: str, trace: Trace) -> ServingEngine:
+    """The engine that replay of ``trace`` replays."""
     live = config.live
     if live.threads:
         torch.set_num_threads(live.threads)
-    slots, longest = config.engine.max_num_seqs, Trace.load(Path(config.record) / "evaluation.npz")
     settings = EngineConfig(
-        max_num_seqs=slots,
-        max_num_speculative_tokens=longest.max_num_speculative_tokens,
+        max_num_seqs=config.engine.max_num_seqs,
+        max_num_speculative_tokens=trace.max_num_speculative_tokens,
         prefill_chunk=config.engine.prefill_chunk,
     )
     return build_engine(backend, live.target, live.drafter, settings)

@@ -10,7 +10,7 @@ import numpy as np
 from specpilot.controllers import CostSurface
 from specpilot.controllers.cost_table import CostTable
 from specpilot.envs.replay import ReplayConfig, ReplayEngine
-from specpilot.envs.replay_state import Schedule
+from specpilot.envs.replay_state import Recording, Schedule
 from specpilot.envs.trace import Trace
 from specpilot.envs.traffic import ArrivalFile, Traffic, make_schedule
 
@@ -90,6 +90,8 @@ class Stage:
     surface: CostSurface
     costs: CostTable
     config: ReplayConfig
+    recording: Recording
+    """Without a predictor's chances."""
     arrivals: ArrivalFile | None = None
 
     @classmethod
@@ -97,7 +99,8 @@ class Stage:
         cls, trace: Trace, surface: CostSurface, config: ReplayConfig, arrivals: ArrivalFile | None = None
     ) -> Stage:
         """Bake the costs for the recording's drafts."""
-        return cls(trace, surface, config.bake(surface, trace.max_num_speculative_tokens), config, arrivals)
+        costs = config.bake(surface, trace.max_num_speculative_tokens)
+        return cls(trace, surface, costs, config, Recording.of(trace), arrivals)
 
     def schedule(self, scenario: Scenario, seed: int) -> Schedule:
         """The scenario's requests, a function of ``seed`` and the scenario alone."""
@@ -107,4 +110,4 @@ class Stage:
 
     def engine(self, schedule: Schedule) -> ReplayEngine:
         """An idle engine that is to serve ``schedule``."""
-        return ReplayEngine(self.trace, self.costs, schedule, self.config)
+        return ReplayEngine(self.trace, self.costs, schedule, self.config, self.recording)
