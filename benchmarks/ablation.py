@@ -29,9 +29,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "reward: per-round ratio": {"reward": "round_ratio"},
     "reward: tokens - price x seconds": {"reward": "throughput"},
     "reward: tokens - price x request-seconds": {"reward": "request_speed"},
-    "constant lengths alone": {"planned_lengths": [], "prices": []},
-    "no questions": {"prices": []},
-    "no plans": {"planned_lengths": []},
+    "constant lengths alone": {"planned_lengths": []},
+    "no looks": {"looks": [0]},
     "little foresight (gamma 0)": {"gamma": 0.0},
 }
 """What is overridden in the configuration of train/ppo.py."""

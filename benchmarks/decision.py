@@ -46,8 +46,8 @@ from specpilot.controllers.pass_costs import PassCosts
 from specpilot.controllers.policies import factored_tiers
 from specpilot.train.run_record import run_record, write_json
 
-CALLS = ("decide", "keep_drafting", "verify_lengths", "observe")
-LENGTHS, PRICES = (0, 1, 2, 3, 4, 6, 8), (0.5, 0.7, 1.0, 1.4, 2.0)
+CALLS = ("decide", "new_lengths", "verify_lengths", "observe")
+LENGTHS, PRICES, LOOKS = (0, 1, 2, 3, 4, 6, 8), (0.8, 0.9, 1.0), (0, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,14 @@ def controllers(settings: Settings, surface: CostSurface) -> dict[str, Controlle
             "output_bias": [2.5, 2.5],
             "history_weight": first,
             "history_bias": np.full(HISTORY_DEPTHS, 2.5),
+            "carry": [0.6],
         }
     )
     policies: dict[str, Policy] = {
         "tree": tree(settings, rng),
         "mlp": mlp(settings, rng),
-        "fixed": FixedPolicy(Action(8, 1.0)),
-        "plan": FixedPolicy(Action(8, 1.0, False)),
+        "plan": FixedPolicy(Action(8, 1.0)),
+        "looks": FixedPolicy(Action(8, 1.0, 2)),
     }
     priced = {
         name: PricedController(policy, predictor, surface, settings.max_length, max(settings.batches))
@@ -117,7 +118,7 @@ def tree(settings: Settings, rng: np.random.Generator) -> TreePolicy:
     """A full tree over twelve features; leaves that speculate."""
     splits = 2**settings.tree_depth - 1
     nodes = 2 * splits + 1
-    tiers = [action for action in factored_tiers(LENGTHS, PRICES) if action.max_length > 2]
+    tiers = [action for action in factored_tiers(LENGTHS, PRICES, LOOKS) if action.max_length > 2]
     names = [FEATURE_NAMES[place] for place in rng.choice(len(FEATURE_NAMES), 12, replace=False)]
     feature = [*rng.integers(0, 12, splits).tolist(), *[-1] * (splits + 1)]
     children = [2 * node + 1 if node < splits else 0 for node in range(nodes)]
@@ -127,13 +128,13 @@ def tree(settings: Settings, rng: np.random.Generator) -> TreePolicy:
 
 
 def mlp(settings: Settings, rng: np.random.Generator) -> MlpPolicy:
-    """A network over all features, with a head for lengths and one for prices; it speculates at full length."""
-    sizes = (len(FEATURE_NAMES), *settings.hidden, len(LENGTHS) + len(PRICES))
+    """A network over all features, with a head each for lengths, prices and looks; it speculates at full length."""
+    sizes = (len(FEATURE_NAMES), *settings.hidden, len(LENGTHS) + len(PRICES) + len(LOOKS))
     layers = [(rng.normal(0, 0.2, (out, into)), np.zeros(out)) for into, out in pairwise(sizes)]
     layers[-1][1][len(LENGTHS) - 1] = 100.0
     zeros, ones = np.zeros(sizes[0]), np.ones(sizes[0])
-    heads = (len(LENGTHS), len(PRICES))
-    return MlpPolicy(FEATURE_NAMES, factored_tiers(LENGTHS, PRICES), heads, zeros, ones, 10.0, layers)
+    heads = (len(LENGTHS), len(PRICES), len(LOOKS))
+    return MlpPolicy(FEATURE_NAMES, factored_tiers(LENGTHS, PRICES, LOOKS), heads, zeros, ones, 10.0, layers)
 
 
 def play(ask: Stopwatch, settings: Settings, batch: int, number: int, surface: CostSurface) -> None:
@@ -141,13 +142,12 @@ def play(ask: Stopwatch, settings: Settings, batch: int, number: int, surface: C
     rng = np.random.default_rng((settings.seed, batch, number))
     state = round_state(settings, batch, rng)
     lengths = np.minimum(ask("decide", state).num_speculative_tokens, settings.max_length)
-    drafted, active = np.zeros(batch, dtype=np.int64), np.flatnonzero(lengths)
+    bound, drafted, active = lengths.copy(), np.zeros(batch, dtype=np.int64), np.flatnonzero(lengths)
     for depth in range(1, settings.max_length + 1):
         drafted[active] = depth
-        going = lengths[active] > depth
-        if ask.controller.asks_every_level and len(active):
-            going &= ask("keep_drafting", level(depth, active, rng))
-        active = active[going]
+        if depth <= ask.controller.asked_levels and len(active):
+            lengths[active] = np.minimum(ask("new_lengths", level(depth, active, rng)), bound[active])
+        active = active[lengths[active] > depth]
         if not len(active):
             break
     trims = ask.controller.trims and drafted.any()
@@ -159,7 +159,7 @@ def play(ask: Stopwatch, settings: Settings, batch: int, number: int, surface: C
         state.lag,
         verified=verified,
         temperatures=state.temperature,
-        asks_every_level=ask.controller.asks_every_level,
+        asked_levels=ask.controller.asked_levels,
     )
     ask.seconds["round"].append(seconds)
     ask("observe", RoundOutcome(drafted, verified, kept, kept + 1, seconds / 2, seconds / 2, 0.0, 0.0))

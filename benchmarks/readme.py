@@ -78,6 +78,7 @@ CONTENDERS = (
     ("tree", "tree"),
     ("network", "network"),
     ("informed_ceiling", "informed ceiling"),
+    ("informed_paying", "the same, paying for looks"),
     ("request_oracle", "request oracle"),
 )
 """Columns of the evaluation's table: name in the results, heading."""

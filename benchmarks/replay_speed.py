@@ -46,6 +46,7 @@ class ReplaySpeedConfig:
     samples: int = 7
     max_length: int = 8
     price: float = 1.0
+    looks: int = 1
 
 
 def run(config: ReplaySpeedConfig) -> dict[str, Any]:
@@ -79,7 +80,7 @@ def _fleet(
 
 def _play(fleet: ReplayFleet, config: ReplaySpeedConfig, steps: int) -> int:
     """Play ``steps`` rounds everywhere and return the decisions; episodes that end begin again."""
-    actions, decisions = [Action(config.max_length, config.price)] * fleet.num_envs, 0.0
+    actions, decisions = [Action(config.max_length, config.price, config.looks)] * fleet.num_envs, 0.0
     for _ in range(steps):
         _, served, late = fleet.step(actions)
         decisions += fleet.gained[:, 3].sum()

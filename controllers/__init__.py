@@ -5,7 +5,7 @@ from .action import Action, FixedPolicy, MissingFeatureError, Policy
 from .adaptive_verification import AdaptiveVerificationController
 from .assisted import ConfidenceThresholdController, HeuristicScheduleController
 from .constant import ConstantController
-from .controller import LEVEL_FEATURES, Controller, Decision, DraftLevel, RoundOutcome, RoundState
+from .controller import EVERY_LEVEL, LEVEL_FEATURES, Controller, Decision, DraftLevel, RoundOutcome, RoundState
 from .controller_file import ControllerFileError, load_controller, save_controller
 from .cost_surface import CostSurface
 from .guard import GuardedController, GuardReport, GuardSettings
@@ -17,6 +17,7 @@ from .priced import PricedController
 from .turbospec import TurboSpecController
 
 __all__ = [
+    "EVERY_LEVEL",
     "KINDS",
     "LEVEL_FEATURES",
     "AcceptancePredictor",

@@ -14,7 +14,7 @@ from .acceptance_table import AcceptanceTable
 from .controller import LEVEL_FEATURES
 
 FORMAT = "specpilot acceptance predictor"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 LEVEL_INPUTS = (
     *LEVEL_FEATURES,
     "temperature",
@@ -104,6 +104,7 @@ _SHAPES = {
     "output_bias": (2,),
     "history_weight": (HISTORY_DEPTHS, len(HISTORY_INPUTS)),
     "history_bias": (HISTORY_DEPTHS,),
+    "carry": (1,),
 }
 """Arrays of a predictor; None is the hidden size H, the same everywhere."""
 
@@ -116,7 +117,8 @@ class AcceptancePredictor:
 
     def __init__(self, weights: Mapping[str, ArrayLike]) -> None:
         """``weights``: hidden_weight ``[12, H]``, hidden_bias ``[H]``, output_weight ``[H, 2]``, output_bias ``[2]``,
-        history_weight ``[8, 5]``, history_bias ``[8]``. Raises `ValueError` where a shape or a number is impossible."""
+        history_weight ``[8, 5]``, history_bias ``[8]``, carry ``[1]``. Raises `ValueError` where a shape or a number
+        is impossible."""
         arrays = _checked(weights)
         self._arrays = arrays
         hidden = arrays["hidden_bias"].size
@@ -129,6 +131,9 @@ class AcceptancePredictor:
         self._into_output = np.ascontiguousarray(output.T / 2)
         self.history = HistoryLogistics(arrays["history_weight"], arrays["history_bias"])
         """The chances of drafts before they are drafted."""
+        self.carry = float(arrays["carry"][0])
+        """What a level says of the next one beyond the request's history counts for those behind it too, in log odds,
+        each time by this factor less: 0 (nothing) … 1."""
         read = [bool(row.any()) for row in arrays["hidden_weight"]]
         reads = [any(read[index] for index, of in enumerate(FEATURE_OF_INPUT) if of == own) for own in range(4)]
         self._features = tuple(name for name, reading in zip(LEVEL_FEATURES, reads, strict=True) if reading)
@@ -154,6 +159,7 @@ class AcceptancePredictor:
                 "output_bias": [odds, odds],
                 "history_weight": np.zeros((HISTORY_DEPTHS, len(HISTORY_INPUTS))),
                 "history_bias": np.full(HISTORY_DEPTHS, odds),
+                "carry": [0.0],
             }
         )
 
@@ -279,4 +285,6 @@ def _checked(weights: Mapping[str, ArrayLike]) -> dict[str, Float32Array]:
             raise ValueError(f"{name!r} must have shape {list(shape)}, got {list(arrays[name].shape)}")
         if not (np.abs(arrays[name]) <= MAX_WEIGHT).all():
             raise ValueError(f"{name!r} must hold finite numbers within ±{MAX_WEIGHT:g}")
+    if not 0 <= arrays["carry"][0] <= 1:
+        raise ValueError(f"'carry' must be 0 … 1, got {arrays['carry'][0]}")
     return arrays

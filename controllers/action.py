@@ -20,16 +20,16 @@ class Action(NamedTuple):
     max_length: int
     """Largest speculation length of any request; 0 turns speculation off."""
     price: float
-    """What a second is worth, as a multiple of what it earns now: 1 is the rule's own estimate, more is thriftier.
-    0: time costs nothing, every request gets ``max_length`` without further questions."""
-    asks: bool = True
-    """With a price, how requests get their own lengths. True: drafts are looked at level by level, which costs time.
-    False: they are planned before the round, from each request's history."""
+    """Factor on the seconds that speculation costs: 1 is the rule's own estimate, more is thriftier. 0: time costs
+    nothing, every request gets ``max_length``."""
+    looks: int = 0
+    """With a price, each request's length is planned from its history; after each of so many first draft levels it is
+    planned anew from what the drafter tells of its tokens. A look costs time."""
 
     @property
-    def has_questions(self) -> bool:
-        """Whether the controller is asked between draft levels: never at price 0, whatever ``asks`` says."""
-        return self.asks and self.price > 0
+    def asked_levels(self) -> int:
+        """Levels after which the controller looks: none at price 0, whatever ``looks`` says."""
+        return min(self.looks, self.max_length) if self.price > 0 else 0
 
     def __str__(self) -> str:
         """In a reader's words."""
@@ -37,7 +37,8 @@ class Action(NamedTuple):
             return "off"
         if not self.price:
             return f"length {self.max_length}"
-        return f"{'asked' if self.asks else 'planned'} up to {self.max_length}, price {self.price:g}"
+        looks = ("", ", a look", f", {self.looks} looks")[min(self.looks, 2)]
+        return f"planned up to {self.max_length}, price {self.price:g}{looks}"
 
 
 class Features(Protocol):
@@ -84,9 +85,9 @@ class FixedPolicy:
         return {}
 
 
-def factored_tiers(lengths: Sequence[int], prices: Sequence[float], asks: Sequence[bool] = (True,)) -> list[Action]:
-    """The tiers of a head each over ``lengths``, ``prices`` and ``asks``."""
-    return [Action(length, price, asking) for length in lengths for price in prices for asking in asks]
+def factored_tiers(lengths: Sequence[int], prices: Sequence[float], looks: Sequence[int] = (0,)) -> list[Action]:
+    """The tiers of a head each over ``lengths``, ``prices`` and ``looks``."""
+    return [Action(length, price, own) for length in lengths for price in prices for own in looks]
 
 
 def checked_names(names: Sequence[str]) -> tuple[str, ...]:
@@ -103,11 +104,11 @@ def checked_tiers(tiers: Sequence[Action]) -> tuple[Action, ...]:
     """``tiers`` if they are actions. Raises `ValueError` naming the one that is none."""
     if not 1 <= len(tiers) <= MAX_TIERS:
         raise ValueError(f"'tiers' must be 1 … {MAX_TIERS} actions, got {len(tiers)}")
-    for number, (length, price, asks) in enumerate(tiers):
+    for number, (length, price, looks) in enumerate(tiers):
         if not (isinstance(length, int | np.integer) and 0 <= length <= MAX_LENGTH):
             raise ValueError(f"'max_length' of tier {number} must be 0 … {MAX_LENGTH}, got {length!r:.40}")
         if not 0 <= price <= MAX_PRICE:
             raise ValueError(f"'price' of tier {number} must be 0 … {MAX_PRICE:g}, got {price!r:.40}")
-        if not isinstance(asks, bool | np.bool_):
-            raise ValueError(f"'asks' of tier {number} must be true or false, got {asks!r:.40}")
-    return tuple(Action(int(length), float(price), bool(asks)) for length, price, asks in tiers)
+        if not (isinstance(looks, int | np.integer) and not isinstance(looks, bool) and 0 <= looks <= MAX_LENGTH):
+            raise ValueError(f"'looks' of tier {number} must be 0 … {MAX_LENGTH}, got {looks!r:.40}")
+    return tuple(Action(int(length), float(price), int(looks)) for length, price, looks in tiers)

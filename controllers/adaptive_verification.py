@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from .controller import BoolArray, Controller, Decision, DraftLevel, FloatArray, IntArray, RoundOutcome, RoundState
+from .controller import (
+    EVERY_LEVEL,
+    BoolArray,
+    Controller,
+    Decision,
+    DraftLevel,
+    FloatArray,
+    IntArray,
+    RoundOutcome,
+    RoundState,
+)
 from .cost_lookup import CostLookup, RoundSetting
 from .cost_surface import CostSurface
 
@@ -72,7 +82,7 @@ class AdaptiveVerificationController(Controller):
     In ``rejection`` mode an engine verifies everything, and this is a constant length.
     """
 
-    asks_every_level = True
+    asked_levels = EVERY_LEVEL
     level_features = ("margin",)
     trims = True
 
@@ -103,11 +113,11 @@ class AdaptiveVerificationController(Controller):
         self._margin = np.full((len(state.request_ids), self.num_speculative_tokens), np.nan)
         return Decision(np.full(len(state.request_ids), self.num_speculative_tokens, dtype=np.int64))
 
-    def keep_drafting(self, level: DraftLevel) -> BoolArray:
+    def new_lengths(self, level: DraftLevel) -> IntArray:
         """Note the margins; never stop."""
         if level.depth <= self.num_speculative_tokens:
             self._margin[level.requests, level.depth - 1] = level.margin
-        return np.ones(len(level.requests), dtype=np.bool_)
+        return super().new_lengths(level)
 
     def verify_lengths(self, num_drafted: IntArray) -> IntArray:
         """The tokens whose survival pays for their verification."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .controller import BoolArray, Controller, Decision, DraftLevel, RoundState
+from .controller import EVERY_LEVEL, Controller, Decision, DraftLevel, IntArray, RoundState
 
 
 class HeuristicScheduleController(Controller):
@@ -52,7 +52,7 @@ class ConfidenceThresholdController(Controller):
     when drafts are greedy, and moves the threshold while it serves where scikit-learn is installed; this one stays.
     """
 
-    asks_every_level = True
+    asked_levels = EVERY_LEVEL
     level_features = ("top1_probability",)
 
     def __init__(self, num_speculative_tokens: int, threshold: float = 0.4) -> None:
@@ -67,7 +67,6 @@ class ConfidenceThresholdController(Controller):
         """The longest draft for every request."""
         return Decision(np.full(len(state.request_ids), self.num_speculative_tokens, dtype=np.int64))
 
-    def keep_drafting(self, level: DraftLevel) -> BoolArray:
+    def new_lengths(self, level: DraftLevel) -> IntArray:
         """Go on where the drafter was confident enough of its last token."""
-        keep: BoolArray = level.top1_probability >= self.threshold
-        return keep
+        return level.going_on(level.top1_probability >= self.threshold)

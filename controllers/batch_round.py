@@ -14,124 +14,78 @@ from numpy.typing import NDArray
 from .acceptance import AcceptancePredictor
 from .acceptance_table import DEPTHS, MARGINS
 from .action import Action
-from .compiled import plan_lengths, request_weights
-from .controller import LEVEL_FEATURES, BoolArray, DraftLevel, FloatArray, IntArray, RoundState
-from .priced_round import complain
+from .compiled import plan_lengths
+from .controller import LEVEL_FEATURES, DraftLevel, FloatArray, IntArray, RoundState
+from .planned_round import complain
+from .price_rule import RoundSeconds
 from .round_costs import RoundCosts
-from .round_kernel import go_on, look_up, starting_lengths, verified_lengths
+from .round_kernel import Drafting, look, look_up
 
 
 @functools.cache
 def warm_up() -> None:
     """Compile what rounds of several requests call, or read it where it has been compiled, before there is one."""
     whole, numbers, row = np.ones(2, dtype=np.int64), np.ones(2), np.zeros(3)
-    chances, sure, square = np.ones((2, 8)), np.ones(2, dtype=np.bool_), np.zeros((2, 1))
-    weight = request_weights(chances, 1)
-    starting_lengths(numbers, weight, numbers, whole, row, row, 0.0, 0.0, 1, 1.0)
+    chances, sure = np.full((2, 8), 0.5), np.ones(2, dtype=np.bool_)
     table = np.ones((1, DEPTHS, 3, MARGINS, 2), dtype=np.float32)
     told = look_up(table, 0 * whole, numbers, numbers, 1)
-    go_on(whole - 1, 1, told, numbers, square, weight, whole, row, row, 0.0, 1.0)
-    verified_lengths(square, whole, row, 1.0)
-    plan_lengths(chances, whole, sure, sure, row, row, 1.0, 0.0, 0.0, 0.0, 0.0, 1, 1.0)
+    seconds = RoundSeconds(1.0, row, row, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    plan_lengths(chances, whole, 0 * whole, sure, sure, seconds, 1.0, 1, 1.0, 0)
+    drafting = Drafting(chances, chances.copy(), sure, whole, whole.copy(), whole.copy(), np.ones(1))
+    look(drafting, np.arange(2), told, 1, 0.5, seconds, 1, 1.0)
 
 
 class BatchRound:
     """A round of several requests."""
 
-    def __init__(self, costs: RoundCosts, max_length: int, worth: float, predictor: AcceptancePredictor) -> None:
-        """``worth``: price of a second in tokens."""
-        self._costs, self._predictor = costs, predictor
-        self._max_length, self._price = int(max_length), float(worth)
-        self._rows = costs.rows(max_length)
-        self._survival = np.ones(costs.requests)
-        self._worth = np.zeros((costs.requests, max_length))
+    def __init__(self, costs: RoundCosts, action: Action, predictor: AcceptancePredictor, looks: int) -> None:
+        """``costs`` has been told of the round."""
+        self._predictor, self._looks = predictor, looks
+        self._fixed, self._seconds = costs.fixed, costs.seconds(action.max_length)
+        self._max_length, self._price = int(action.max_length), float(action.price)
+        self._drafting: Drafting | None = None
 
-    def start(self, state: RoundState, chances: FloatArray, allowed: IntArray, gain: float) -> IntArray:
-        """See `PricedRound.start`."""
+    def start(self, state: RoundState, chances: FloatArray, allowed: IntArray) -> IntArray:
+        """See `PlannedRound.start`."""
+        noisy, seconds = state.temperature > 0, self._seconds
+        spent = seconds.plain + seconds.noise * int(np.count_nonzero(noisy))
+        drafted = np.zeros(len(allowed), dtype=np.int64)
+        planned: IntArray = plan_lengths(
+            chances, allowed, drafted, state.lag <= 1, noisy, seconds, spent, self._max_length, self._price, 0
+        )
+        if not self._looks:
+            return planned
+        bound = np.where(planned > 0, np.minimum(allowed, self._max_length), 0)
+        self._drafting = Drafting(
+            chances, chances.copy(), noisy, bound, bound.copy(), planned, np.asarray([spent + self._fixed])
+        )
         self._temperature = state.temperature
-        table = self._predictor.table
-        self._table_rows = None if table is None else table.rows(state.temperature)
-        self._weight = request_weights(chances, self._max_length)
-        costs, rows = self._costs, self._rows
-        self._lengths: IntArray = starting_lengths(
-            np.ascontiguousarray(chances[:, 0]),
-            self._weight,
-            self._behind(state, gain),
-            allowed,
-            rows.asked,
-            rows.curve,
-            costs.fixed,
-            costs.per_level,
-            self._max_length,
-            self._price,
-        )
-        return self._lengths
+        return bound
 
-    def _behind(self, state: RoundState, gain: float) -> FloatArray:
-        """``[B]`` seconds that lag costs each request, spread over the rounds it has left."""
-        behind, lagging = np.zeros(len(state.lag)), state.lag > 1
-        if lagging.any():
-            rounds = np.maximum(state.tokens_left[lagging] / gain, 1.0)
-            behind[lagging] = self._costs.catch_up(state.lag[lagging]) / rounds
-        return behind
-
-    def keep(self, level: DraftLevel) -> BoolArray:
-        """See `PricedRound.keep`."""
-        rows, survival = self._rows, self._survival
-        going: BoolArray = go_on(
-            level.requests,
-            level.depth,
-            self._chances(level),
-            survival,
-            self._worth,
-            self._weight,
-            self._lengths,
-            rows.asked,
-            rows.curve,
-            self._costs.per_level,
-            self._price,
-        )
-        if math.isnan(survival.sum()):
+    def look(self, level: DraftLevel) -> IntArray:
+        """See `PlannedRound.look`."""
+        assert self._drafting is not None
+        told = self._told(level)
+        if math.isnan(told.sum()):
             complain(level, self._predictor)
-        return going
+        carry, seconds = self._predictor.carry, self._seconds
+        found: IntArray = look(
+            self._drafting, level.requests, told, level.depth, carry, seconds, self._max_length, self._price
+        )
+        return found
 
-    def _chances(self, level: DraftLevel) -> NDArray[np.float32]:
+    def _told(self, level: DraftLevel) -> NDArray[np.float32]:
         """``[A, 2]`` what `AcceptancePredictor.level` says of the level's requests."""
         own, predictor = level.requests, self._predictor
-        if self._table_rows is not None and predictor.table is not None:
+        if predictor.table is not None:
             read, none = predictor.level_features, np.zeros(len(own))
             margin, agreement = (getattr(level, name) if name in read else none for name in ("margin", "agreement"))
-            found: NDArray[np.float32] = look_up(
-                predictor.table.chances, self._table_rows[own], margin, agreement, level.depth
-            )
+            rows = predictor.table.rows(self._temperature[own])
+            found: NDArray[np.float32] = look_up(predictor.table.chances, rows, margin, agreement, level.depth)
             return found
         told = np.stack([getattr(level, name) for name in LEVEL_FEATURES], axis=1)
         return np.stack(predictor.level(told, self._temperature[own], level.depth), axis=1)
 
     def verified(self, num_drafted: IntArray) -> IntArray:
-        """See `PricedRound.verified`."""
-        verified: IntArray = verified_lengths(self._worth, num_drafted, self._rows.curve, self._price)
-        return verified
-
-
-def planned_lengths(
-    costs: RoundCosts, state: RoundState, chances: FloatArray, allowed: IntArray, action: Action
-) -> IntArray:
-    """``[B]`` `price_rule.plan_lengths`; arguments as of `planned_round.planned_lengths`."""
-    rows, noisy = costs.rows(action.max_length), state.temperature > 0
-    lengths: IntArray = plan_lengths(
-        chances,
-        allowed,
-        state.lag <= 1,
-        noisy,
-        rows.unasked,
-        rows.curve,
-        costs.plain + costs.noise * int(np.count_nonzero(noisy)),
-        costs.fixed,
-        costs.unasked_level,
-        costs.noise,
-        rows.stop,
-        int(action.max_length),
-        float(action.price),
-    )
-    return lengths
+        """See `PlannedRound.verified`."""
+        return num_drafted if self._drafting is None else np.minimum(self._drafting.planned, num_drafted)

@@ -16,6 +16,8 @@ IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
+EVERY_LEVEL = 255
+"""Of `Controller.asked_levels`: no draft is longer."""
 LEVEL_FEATURES = ("top1_probability", "entropy", "margin", "agreement")
 """What a `DraftLevel` tells about each drafted token, in the order of a recording's confidence."""
 
@@ -85,6 +87,10 @@ class DraftLevel:
     (the longest that occurred); -1 where it is another; 0 where they did not occur before. The tokens before it may be
     drafts; the occurrence and the token that followed it are looked for in the committed text alone."""
 
+    def going_on(self, keep: BoolArray) -> IntArray:
+        """``[A]`` an answer for `Controller.new_lengths`: on to what was decided where ``keep`` ``[A]``, else stop."""
+        return np.where(keep, EVERY_LEVEL, self.depth)
+
 
 @dataclass(frozen=True)
 class RoundOutcome:
@@ -105,10 +111,10 @@ class RoundOutcome:
 class Controller(ABC):
     """Chooses each request's speculation length each round. Subclasses must decide; the rest is optional."""
 
-    asks_every_level: bool = False
-    """True: `keep_drafting` is called after every draft level (the engine then computes the level's confidences)."""
+    asked_levels: int = 0
+    """After how many of the first draft levels `new_lengths` is called (the engine then computes their confidences)."""
     level_features: Collection[str] = LEVEL_FEATURES
-    """Those of `LEVEL_FEATURES` that `keep_drafting` reads: what is not asked for need not be computed."""
+    """Those of `LEVEL_FEATURES` that `new_lengths` reads: what is not asked for need not be computed."""
     trims: bool = False
     """True: `verify_lengths` is called between drafting and verification."""
 
@@ -116,9 +122,12 @@ class Controller(ABC):
     def decide(self, state: RoundState) -> Decision:
         """Choose lengths. The engine cuts each to the request's own maximum; a negative length is an error."""
 
-    def keep_drafting(self, level: DraftLevel) -> BoolArray:
-        """``[A]`` bool: which requests draft one token more."""
-        return np.ones(len(level.requests), dtype=np.bool_)
+    def new_lengths(self, level: DraftLevel) -> IntArray:
+        """``[A]`` how many tokens each draft is to have now, ``level.depth`` (stop) or more.
+
+        More than was decided counts as that.
+        """
+        return np.full(len(level.requests), EVERY_LEVEL)
 
     def verify_lengths(self, num_drafted: IntArray) -> IntArray:
         """``[B]`` how many of each request's ``num_drafted`` tokens to verify, 0 … ``num_drafted``.

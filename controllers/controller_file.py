@@ -33,7 +33,7 @@ from .priced import PricedController
 from .strict_json import FieldError, array, integer, mapping, only, parse_object, read_bounded
 
 FORMAT = "specpilot controller"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 CONTROLLER = "controller.json"
 KINDS = ("tree", "mlp", "fixed", "table", "constant")
 MAX_CELLS = 2**24

@@ -60,10 +60,8 @@ def read_tiers(document: Any) -> list[Action]:
         where = f"tiers[{place}]"
         only(mapping(entry, where), Action._fields, f"{where}.")
         length = integer(entry["max_length"], f"{where}.max_length", 0, MAX_LENGTH)
-        price, asks = number(entry["price"], f"{where}.price", 0.0, MAX_PRICE), entry["asks"]
-        if not isinstance(asks, bool):
-            raise FieldError(f"'{where}.asks' must be true or false, got {asks!r:.40}")
-        tiers.append(Action(length, price, asks))
+        price = number(entry["price"], f"{where}.price", 0.0, MAX_PRICE)
+        tiers.append(Action(length, price, integer(entry["looks"], f"{where}.looks", 0, MAX_LENGTH)))
     return tiers
 
 

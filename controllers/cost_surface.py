@@ -121,12 +121,12 @@ class CostSurface:
         *,
         verified: ArrayLike | None = None,
         temperatures: ArrayLike = 0.0,
-        asks_every_level: bool = False,
+        asked_levels: int = 0,
     ) -> float:
         """Predicted seconds of a round: the sum of `round_cost`, which see, plus `overhead`.
 
-        ``temperatures`` (``[B]`` or one for all) says who needs noise. ``asks_every_level``: the controller is asked
-        about every drafted token but each request's last.
+        ``temperatures`` (``[B]`` or one for all) says who needs noise. ``asked_levels``: after how many of
+        the first levels the controller is asked, about every request that drafted there.
         """
         length = np.asarray(lengths, dtype=np.int64)
         if not length.size:
@@ -137,8 +137,8 @@ class CostSurface:
             levels=levels,
             drafted=int(length.sum()),
             verified=int(length.sum() if verified is None else np.sum(verified)),
-            asked_levels=max(0, levels - 1) if asks_every_level else 0,
-            asked=int(np.maximum(length - 1, 0).sum()) if asks_every_level else 0,
+            asked_levels=min(levels, asked_levels),
+            asked=int(np.minimum(length, asked_levels).sum()),
             noise_rows=int((length + 1)[sampled].sum()),
         )
         return sum(self.round_cost(lengths, contexts, lags, verified)) + float(self.overhead.seconds(work))

@@ -13,7 +13,7 @@ import numpy as np
 
 from .action import MAX_LENGTH, MissingFeatureError
 from .constant import ConstantController
-from .controller import LEVEL_FEATURES, BoolArray, Controller, Decision, DraftLevel, IntArray, RoundOutcome, RoundState
+from .controller import LEVEL_FEATURES, Controller, Decision, DraftLevel, IntArray, RoundOutcome, RoundState
 from .guard_probe import Probe
 
 FAULTS = ("error", "missing_feature", "not_finite", "wrong_type", "wrong_shape", "out_of_range", "overrun")
@@ -127,14 +127,14 @@ class GuardedController(Controller):
         self.report.rounds += 1
         return True
 
-    def keep_drafting(self, level: DraftLevel) -> BoolArray:
-        """See `Controller.keep_drafting`."""
+    def new_lengths(self, level: DraftLevel) -> IntArray:
+        """See `Controller.new_lengths`."""
         if not self._decided:
-            return self.fallback.keep_drafting(level)
+            return self.fallback.new_lengths(level)
         answer = None
         if self._own_round:
-            answer = self._asked(lambda: self.inner.keep_drafting(level), lambda told: _checked_answer(told, level))
-        return np.zeros(len(level.requests), dtype=np.bool_) if answer is None else answer
+            answer = self._asked(lambda: self.inner.new_lengths(level), lambda told: _checked_answer(told, level))
+        return np.full(len(level.requests), level.depth) if answer is None else answer
 
     def verify_lengths(self, num_drafted: IntArray) -> IntArray:
         """See `Controller.verify_lengths`."""
@@ -212,7 +212,7 @@ class GuardedController(Controller):
 
     def _follow(self, who: Controller, features: Collection[str]) -> None:
         """What the engine reads before it asks."""
-        self.asks_every_level, self.trims = bool(who.asks_every_level), bool(who.trims)
+        self.asked_levels, self.trims = int(who.asked_levels), bool(who.trims)
         self.level_features = features
 
     def _prove(self, outcome: RoundOutcome) -> None:
@@ -250,11 +250,8 @@ def _checked_lengths(value: Any, num_drafted: IntArray) -> IntArray:
     return lengths
 
 
-def _checked_answer(value: Any, level: DraftLevel) -> BoolArray:
-    if not isinstance(value, np.ndarray) or value.dtype != np.bool_:
-        number = isinstance(value, np.ndarray) and value.dtype.kind == "f"
-        kind = "not_finite" if number and not np.isfinite(value).all() else "wrong_type"
-        raise _FaultError(kind, f"expected an array of bool, got {value!r:.80}")
-    if value.shape != level.requests.shape:
-        raise _FaultError("wrong_shape", f"expected shape {level.requests.shape}, got {value.shape}")
-    return value
+def _checked_answer(value: Any, level: DraftLevel) -> IntArray:
+    lengths = _checked_integers(value, len(level.requests))
+    if (lengths < level.depth).any() or (lengths > MAX_LENGTH).any():
+        raise _FaultError("out_of_range", f"expected {level.depth} … {MAX_LENGTH}, got {lengths.tolist()!r:.80}")
+    return lengths

@@ -6,12 +6,11 @@ import numpy as np
 
 from .acceptance import AcceptancePredictor
 from .action import Action, FixedPolicy, Policy
-from .controller import BoolArray, Controller, Decision, DraftLevel, FloatArray, IntArray, RoundOutcome, RoundState
+from .controller import Controller, Decision, DraftLevel, FloatArray, IntArray, RoundOutcome, RoundState
 from .cost_surface import CostSurface
 from .cost_table import CostTable
-from .observation import gain_of, new_history
-from .planned_round import planned_lengths
-from .priced_round import PricedRound, SingleRound
+from .observation import new_history
+from .planned_round import PlannedRound, SingleRound
 from .round_costs import RoundCosts
 from .round_features import RoundFeatures, note_round
 
@@ -21,16 +20,14 @@ __all__ = ["Action", "FixedPolicy", "Policy", "PricedController"]
 class PricedController(Controller):
     """Per-request lengths from one action per round.
 
-    A token is drafted, and verified, where its predicted chance of being accepted is worth its seconds on this
-    machine at the action's price (`price_rule`). The price's unit is what the engine earns per second at this batch
-    size: plain decoding's tokens per second times the running gain. At price 0 time costs nothing: every request gets
-    the action's length, and no question is asked, which would cost time too. An action that does not ask plans all
-    lengths before the round (`planned_round`).
+    Lengths are planned before the round, from what each request's history promises and what a round takes on this
+    machine at the action's price (`price_rule`). An action with looks plans them anew after each of the first levels,
+    from what the drafter tells of its tokens. At price 0 time costs nothing: every request gets the action's length.
     """
 
-    asks_every_level: bool
+    asked_levels: int
     trims: bool
-    """Both change with the action: True where it asks."""
+    """Both change with the action: a round with looks asks, and trims."""
 
     def __init__(
         self,
@@ -45,7 +42,6 @@ class PricedController(Controller):
 
         Larger batches cost what the largest one does; beyond the last context costs go on with their last slope.
         """
-        self.asks_every_level = self.trims = True
         self.policy = policy
         self.predictor = predictor
         self.surface = surface
@@ -60,8 +56,9 @@ class PricedController(Controller):
         self.action = Action(0, 1.0)
         """Of the last decision."""
         self._costs = RoundCosts(self.costs)
-        self._round: PricedRound | None = None
+        self._round: PlannedRound | None = None
         self._longest_length = 0
+        self._ask(max(tier.asked_levels for tier in policy.tiers))
         if any(tier.price > 0 for tier in policy.tiers):
             from .batch_round import warm_up  # Here, because constant lengths need no compiler.
 
@@ -76,39 +73,36 @@ class PricedController(Controller):
         self.features.enter(state, chance, costs)
         self.action = action = self.policy.act(self.features)
         self._round = None
-        self.asks_every_level = self.trims = action.has_questions
+        self._ask(action.asked_levels)
         allowed = np.minimum(state.max_num_speculative_tokens, self.maximum)
         if action.price == 0:
             lengths = np.minimum(allowed, action.max_length)
-        elif not action.asks:
-            lengths = planned_lengths(costs, state, chances, allowed, action)
         elif action.max_length > 0 and max(allowed.tolist()) > 0:
-            lengths = self._begin(requests, action).start(state, chances, allowed, self._gain)
+            lengths = self._begin(requests, action).start(state, chances, allowed)
         else:
             lengths = np.zeros(requests, dtype=np.int64)
         self._longest_length = max(lengths.tolist())
         return Decision(lengths)
 
-    def _begin(self, requests: int, action: Action) -> PricedRound:
-        costs = self._costs
-        worth = action.price * self._gain * costs.batch / costs.plain
+    def _ask(self, levels: int) -> None:
+        # A predictor that reads nothing of a level has nothing to learn by a look.
+        self.asked_levels = levels if self.predictor.level_features else 0
+        self.trims = self.asked_levels > 0
+
+    def _begin(self, requests: int, action: Action) -> PlannedRound:
         if requests == 1:
-            self._round = SingleRound(costs, action.max_length, worth, self.predictor)
+            self._round = SingleRound(self._costs, action, self.predictor, self.asked_levels)
         else:
             from .batch_round import BatchRound
 
-            self._round = BatchRound(costs, action.max_length, worth, self.predictor)
+            self._round = BatchRound(self._costs, action, self.predictor, self.asked_levels)
         return self._round
 
-    @property
-    def _gain(self) -> float:
-        return gain_of(self.history)  # type: ignore[arg-type]
-
-    def keep_drafting(self, level: DraftLevel) -> BoolArray:
-        """See `Controller.keep_drafting`."""
+    def new_lengths(self, level: DraftLevel) -> IntArray:
+        """See `Controller.new_lengths`."""
         if self._round is None:
-            return np.zeros(len(level.requests), dtype=np.bool_)
-        return self._round.keep(level)
+            return super().new_lengths(level)
+        return self._round.look(level)
 
     def verify_lengths(self, num_drafted: IntArray) -> IntArray:
         """See `Controller.verify_lengths`."""

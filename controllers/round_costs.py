@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
 from .controller import FloatArray, IntArray
 from .cost_table import CHUNK_STEP, CONTEXT_STEP, CostTable
-from .price_rule import ANSWER, ASKED, DRAFTING, LEVEL, NOISE, REQUEST_LEVEL, VERIFIED, verify_curve
+from .price_rule import (
+    ANSWER,
+    ASKED,
+    DRAFTING,
+    LEVEL,
+    NOISE,
+    REQUEST_LEVEL,
+    VERIFIED,
+    RoundSeconds,
+    verify_curve,
+)
 
 _CACHED_ROWS = 1024
-
-
-class RoundRows(NamedTuple):
-    """What a round of ``B`` requests that may draft ``L`` tokens each can cost, in seconds."""
-
-    asked: FloatArray
-    """``[B + 1]`` a draft level by requests, with what each of them costs beside the pass, its answer included."""
-    unasked: FloatArray
-    """``[B + 1]`` the same without answers."""
-    curve: FloatArray
-    """``[B * L + 1]`` verifying that many drafted tokens: `price_rule.verify_curve` with the host's part."""
-    stop: float
-    """Letting a drafter fall behind: what the shortest catch-up will cost."""
 
 
 class RoundCosts:
@@ -35,11 +30,8 @@ class RoundCosts:
     def __init__(self, table: CostTable) -> None:
         self.table = table
         self.work: list[float] = table.overhead.tolist()
-        self.fixed, self.per_level = self.work[DRAFTING], self.work[LEVEL] + self.work[ASKED]
-        self.per_draft = self.work[REQUEST_LEVEL] + self.work[ANSWER]
-        self.unasked_level, self.unasked_draft = self.work[LEVEL], self.work[REQUEST_LEVEL]
-        """As ``per_level`` and ``per_draft`` where no question is asked."""
-        self.noise = self.work[NOISE]
+        self.fixed, self.per_level, self.noise = self.work[DRAFTING], self.work[LEVEL], self.work[NOISE]
+        self.look, self.answer = self.work[ASKED], self.work[ANSWER]
         self._level = np.ascontiguousarray(table.draft[:, 1])
         self._rows = dict[tuple[int, int, int], tuple[FloatArray, FloatArray]]()
         self._verify = dict[tuple[int, int], tuple[FloatArray, FloatArray]]()
@@ -65,15 +57,29 @@ class RoundCosts:
         low = rows[:, self._column]
         return low.copy(), rows[:, self._column + 1] - low
 
-    def draft_of(self, count: int) -> float:
-        """Seconds of a draft level of ``count`` requests, its pass alone."""
-        row = self._level[min(count, self.table.max_batch)]
+    def _at_context(self, row: FloatArray) -> float:
+        """What a row over contexts says."""
         low = float(row[self._column])
         found: float = low + self._right * (float(row[self._column + 1]) - low)
         return found
 
-    def rows(self, max_length: int) -> RoundRows:
-        """For drafts of up to ``max_length`` tokens."""
+    def draft_of(self, count: int) -> float:
+        """Seconds of a draft level of ``count`` requests, its pass alone."""
+        return self._at_context(self._level[min(count, self.table.max_batch)])
+
+    @property
+    def level_of_one(self) -> float:
+        """Seconds of a draft level of one request that is greedy, the host's part included."""
+        found: float = self.draft_of(1) + self.work[REQUEST_LEVEL] + self.per_level
+        return found
+
+    @property
+    def stop(self) -> float:
+        """`RoundSeconds.stop`."""
+        return self._at_context(self.table.catch_up[1, 1])
+
+    def seconds(self, max_length: int) -> RoundSeconds:
+        """Of the round, for drafts of up to ``max_length`` tokens."""
         key = (self.requests, self._column, max_length)
         known = self._rows.get(key)
         if known is None:
@@ -81,27 +87,27 @@ class RoundCosts:
                 self._rows.clear()
             known = self._rows[key] = self._new_rows(max_length)
         whole, levels = known[0] + self._right * known[1], self.requests + 1
-        return RoundRows(whole[:levels], whole[levels : 2 * levels], whole[2 * levels : -1], whole.item(-1))
+        rest = (self.fixed, self.per_level, self.noise, self.stop, self.look, self.answer)
+        return RoundSeconds(self.plain, whole[:levels], whole[levels:], *rest)
 
     def _new_rows(self, max_length: int) -> tuple[FloatArray, FloatArray]:
-        """`RoundRows` end to end, at the lower context and the difference to the next."""
+        """Draft levels and curve end to end, at the lower context and the difference to the next."""
         counts, tokens = np.arange(self.requests + 1), np.arange(self.requests * max_length + 1)
         levels, verify = self._at_column(self._level), self._at_column(self.table.verify[self.batch])
-        stops, found = self._at_column(self.table.catch_up[1]), []
+        found = list[FloatArray]()
         for at, work in ((0, 1.0), (1, 0.0)):
-            level = levels[at][np.minimum(counts, self.table.max_batch)]
-            asked, unasked = level + work * self.per_draft * counts, level + work * self.unasked_draft * counts
-            asked[0] = unasked[0] = 0.0
+            draft = levels[at][np.minimum(counts, self.table.max_batch)] + work * self.work[REQUEST_LEVEL] * counts
+            draft[0] = 0.0
             curve = verify_curve(verify[at], self.batch, len(tokens) - 1) + work * self.work[VERIFIED] * tokens
-            found.append(np.concatenate([asked, unasked, curve, stops[at][1:2]]))
+            found.append(np.concatenate([draft, curve]))
         return found[0], found[1]
 
     def curve_of_one(self, count: int) -> list[float]:
-        """`RoundRows.curve` of a round of one request."""
+        """`RoundSeconds.curve` of a round of one request."""
         verify, host, last = self.verify, self.work[VERIFIED], len(self.verify) - 2
         if count < last:  # At whole tokens per request nothing is interpolated.
             return [verify[1 + drafted] + host * drafted for drafted in range(count + 1)]
-        found: list[float] = self.rows(count).curve.tolist()
+        found: list[float] = self.seconds(count).curve.tolist()
         return found
 
     def catch_up(self, lags: IntArray) -> FloatArray:

@@ -1,44 +1,41 @@
-"""A round with questions, compiled: who starts, who goes on, what is verified. For controllers and replay alike.
+"""Looks at drafts while they are drafted, compiled: what a level tells, and the plan anew. For controllers and replay.
 
-In a process in which passes of models have emptied the caches, a call of NumPy takes several microseconds; a round of
-questions would take a hundred of them. Arrays are over the round's ``B`` requests, or over the ``A`` that are asked.
+In a process in which passes of models have emptied the caches, a call of NumPy takes several microseconds; a look would
+take a hundred of them. Arrays are over the round's ``B`` requests, or over the ``A`` that are asked about.
 """
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
+from .acceptance_history import LOWEST_RATE
 from .acceptance_table import DEPTHS
-from .compiled import choose_going, choose_starters, choose_verified, compiled, descending, step_of
+from .compiled import compiled, plan_lengths, step_of
 from .controller import BoolArray, FloatArray, IntArray
+from .price_rule import RoundSeconds
 
 
-@compiled
-def starting_lengths(
-    chance: FloatArray,
-    weight: FloatArray,
-    catch_up: FloatArray,
-    allowed: IntArray,
-    draft: FloatArray,
-    curve: FloatArray,
-    fixed: float,
-    per_level: float,
-    max_length: int,
-    price: float,
-) -> IntArray:
-    """``[B]`` how far each request may draft: 0, or as much as allowed. As of `price_rule.choose_starters`."""
-    lengths = np.zeros(len(chance), dtype=np.int64)
-    able = np.flatnonzero(allowed > 0)
-    if len(able) > 0 and max_length > 0:
-        able = able[descending(weight[able] * chance[able] - price * catch_up[able])]
-        levels = draft[: len(able) + 1]
-        count = choose_starters(
-            chance[able], weight[able], catch_up[able], levels, curve, fixed, per_level, max_length, price
-        )
-        for own in able[:count]:
-            lengths[own] = min(allowed[own], max_length)
-    return lengths
+class Drafting(NamedTuple):
+    """A round that is being drafted; its arrays change with every look."""
+
+    prior: FloatArray
+    """``[B, D]`` chances by depth, from each request's history."""
+    chance: FloatArray
+    """``[B, D]`` the same with what the looks have told; starts as a copy of ``prior``."""
+    noisy: BoolArray
+    """``[B]`` who samples."""
+    bound: IntArray
+    """``[B]`` most tokens; 0: sits this round out."""
+    length: IntArray
+    """``[B]`` tokens that each is to draft, as things stand; starts as a copy of ``bound``."""
+    planned: IntArray
+    """``[B]`` tokens that each is to verify, as things stand."""
+    spent: FloatArray
+    """``[1]`` seconds of the round so far, with verification of no drafts."""
 
 
 @compiled
@@ -56,53 +53,67 @@ def look_up(
 
 
 @compiled
-def go_on(
-    asked: IntArray,
-    depth: int,
-    chances: NDArray[np.float32],
-    survival: FloatArray,
-    worth: FloatArray,
-    weight: FloatArray,
-    lengths: IntArray,
-    draft: FloatArray,
-    curve: FloatArray,
-    per_level: float,
-    price: float,
-) -> BoolArray:
-    """``[A]`` which of the ``asked`` requests, which have drafted ``depth`` tokens, draft one more.
-
-    ``chances`` ``[A, 2]``: that the token is accepted if those before it are, and the next one then. Updates
-    ``survival`` ``[B]`` and ``worth`` ``[B, K]``, the weighted survival of every drafted token. ``lengths`` ``[B]``: as
-    far as each may draft. The others as of `price_rule.choose_going`.
-    """
-    hope = np.empty(len(asked))
-    candidates: int = 0
-    for at in range(len(asked)):
-        own = asked[at]
-        survival[own] *= chances[at, 0]
-        worth[own, depth - 1] = survival[own] * weight[own]
-        hope[at] = worth[own, depth - 1] * chances[at, 1] if lengths[own] > depth else -1.0
-        candidates += int(hope[at] >= 0)
-    going = np.zeros(len(asked), dtype=np.bool_)
-    if candidates > 0:
-        order = descending(hope)[:candidates]
-        start = min(int(np.count_nonzero(worth)), len(curve) - 1 - candidates)
-        more = curve[start : start + candidates + 1]
-        going[order[: choose_going(hope[order], draft[: candidates + 1], more, per_level, price)]] = True
-    return going
+def log_odds(chance: float) -> float:
+    """Of a chance, which is kept away from 0 and 1."""
+    inside = min(max(chance, LOWEST_RATE), 1 - LOWEST_RATE)
+    return math.log(inside / (1 - inside))
 
 
 @compiled
-def verified_lengths(worth: FloatArray, drafted: IntArray, curve: FloatArray, price: float) -> IntArray:
-    """``[B]`` how many ``drafted`` tokens to verify, as of `price_rule.choose_verified`; ``worth`` as of `go_on`."""
-    flat = worth.ravel()
-    flat = np.sort(flat[flat > 0])[::-1]
-    kept = choose_verified(flat, curve[: len(flat) + 1], price)
-    verified = np.zeros(len(drafted), dtype=np.int64)
-    if kept > 0:
-        least = flat[kept - 1]
-        for own in range(len(drafted)):
-            for depth in range(drafted[own]):
-                if worth[own, depth] >= least:
-                    verified[own] = depth + 1
-    return verified
+def learn(drafting: Drafting, requests: IntArray, told: NDArray[np.float32], depth: int, carry: float) -> None:
+    """Enter what level ``depth`` tells of ``requests`` ``[A]`` into their chances.
+
+    ``told`` ``[A, 2]``: the chance that the token is accepted, and the next one then. What the next one's says beyond
+    the request's history counts for those behind it too, in log odds, each time by a factor of ``carry`` less.
+    """
+    prior, chance = drafting.prior, drafting.chance
+    depths = chance.shape[1]
+    for at in range(len(requests)):
+        own = requests[at]
+        chance[own, min(depth, depths) - 1] = told[at, 0]
+        if depth < depths:
+            chance[own, depth] = told[at, 1]
+            news = log_odds(told[at, 1]) - log_odds(prior[own, depth])
+            for further in range(depth + 1, depths):
+                news *= carry
+                chance[own, further] = 1 / (1 + math.exp(-log_odds(prior[own, further]) - news))
+
+
+@compiled
+def look(
+    drafting: Drafting,
+    requests: IntArray,
+    told: NDArray[np.float32],
+    depth: int,
+    carry: float,
+    seconds: RoundSeconds,
+    max_length: int,
+    price: float,
+) -> IntArray:
+    """``[A]`` new lengths of ``requests`` after level ``depth``: `learn`, and `price_rule.plan_lengths` anew."""
+    learn(drafting, requests, told, depth, carry)
+    length, spent = drafting.length, seconds.per_level + seconds.look + seconds.answer * len(requests)
+    at_level: int = 0
+    for own in range(len(length)):
+        if length[own] >= depth:
+            at_level += 1
+            spent += seconds.noise * drafting.noisy[own]
+    drafting.spent[0] += spent + seconds.draft[at_level]
+    drafted = np.minimum(length, depth)
+    allowed = drafted.copy()
+    allowed[requests] = drafting.bound[requests]
+    planned = plan_lengths(
+        drafting.chance,
+        allowed,
+        drafted,
+        np.zeros(len(length), dtype=np.bool_),
+        drafting.noisy,
+        seconds,
+        drafting.spent[0],
+        max_length,
+        price,
+        depth,
+    )
+    drafting.planned[:] = planned
+    length[requests] = np.maximum(planned[requests], depth)
+    return length[requests]

@@ -26,7 +26,7 @@ class RoundWork(NamedTuple):
     verified: ArrayLike
     """Drafted tokens of all requests that are sent to verification."""
     asked_levels: ArrayLike = 0
-    """Levels after which `Controller.keep_drafting` is asked."""
+    """Levels after which `Controller.new_lengths` is asked."""
     asked: ArrayLike = 0
     """Requests it is asked about, summed over those levels."""
     noise_rows: ArrayLike = 0

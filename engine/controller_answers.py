@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..controllers import LEVEL_FEATURES, Controller, DraftLevel, RoundState
-from .drafter import KeepDrafting
+from .drafter import NewLengths
 
 
 class ControllerError(ValueError):
@@ -38,25 +38,24 @@ def ask_verify_lengths(controller: Controller, num_drafted: NDArray[np.int64]) -
     return lengths
 
 
-def checked_keep_drafting(controller: Controller, speculating: NDArray[np.int64]) -> KeepDrafting:
-    """``controller.keep_drafting`` for a drafter that counts only the ``speculating`` of the round's requests.
+def checked_new_lengths(controller: Controller, speculating: NDArray[np.int64]) -> NewLengths:
+    """``controller.new_lengths`` for a drafter that counts only the ``speculating`` of the round's requests.
 
     What it returns raises `ControllerError`.
     """
 
     everyone = bool((speculating == np.arange(len(speculating))).all())
 
-    def keep_drafting(level: DraftLevel) -> NDArray[np.bool_]:
+    def new_lengths(level: DraftLevel) -> NDArray[np.int64]:
         own = level if everyone else replace(level, requests=speculating[level.requests])
-        answer = controller.keep_drafting(own)
-        if not (isinstance(answer, np.ndarray) and answer.dtype == np.bool_ and answer.shape == level.requests.shape):
-            raise ControllerError(
-                f"{type(controller).__name__}.keep_drafting must return one bool per request "
-                f"({len(level.requests)}), got {answer!r:.80}"
-            )
-        return answer
+        name = f"{type(controller).__name__}.new_lengths"
+        lengths = np.asarray(controller.new_lengths(own))
+        _check_integers(lengths, len(level.requests), name)
+        if (lengths < level.depth).any():
+            raise ControllerError(f"{name} must return {level.depth} or more, got {lengths.tolist()}")
+        return lengths
 
-    return keep_drafting
+    return new_lengths
 
 
 def wanted_features(controller: Controller) -> frozenset[str]:

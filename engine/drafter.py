@@ -15,7 +15,7 @@ from .request import Request
 from .sampler import RowSampling
 from .token_tree import TokenTree
 
-KeepDrafting = Callable[[DraftLevel], NDArray[np.bool_]]
+NewLengths = Callable[[DraftLevel], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,12 @@ class DraftContext:
     shared_noise: Callable[[NDArray[np.int64], int], torch.Tensor | None] | None
     """``coupled`` mode: (rows, depth) -> the target's own Gumbel noise for the token ``depth`` ahead of those rows'
     context; None in ``rejection`` mode."""
-    keep_drafting: KeepDrafting | None
-    """Asked after every level; None: every request drafts its full length."""
+    new_lengths: NewLengths
+    """See `Controller.new_lengths`."""
+    asked_levels: int = 0
+    """After how many of the first levels ``new_lengths`` is called; 0: every request drafts its full length."""
     level_features: Collection[str] = LEVEL_FEATURES
-    """What ``keep_drafting`` reads of a `DraftLevel`."""
+    """What ``new_lengths`` reads of a `DraftLevel`."""
     asks_last_level: bool = False
     """Ask also about the requests that have reached their length, whose answer then does not matter."""
 
@@ -79,7 +81,7 @@ class Drafter(ABC):
 
     @abstractmethod
     def propose(self, requests: Sequence[Request], lengths: NDArray[np.int64], context: DraftContext) -> list[Draft]:
-        """Draft ``lengths[i] >= 1`` levels for each request, or fewer where ``context.keep_drafting`` says so."""
+        """Draft ``lengths[i] >= 1`` levels for each request, or fewer where ``context.new_lengths`` says so."""
 
     @abstractmethod
     def commit(self, request: Request, draft: Draft, path: tuple[int, ...]) -> None:

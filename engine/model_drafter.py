@@ -93,10 +93,11 @@ class ModelDrafter(Drafter):
         """
         drafts = [GrowingDraft([request.token_ids[-1]]) for request in requests]
         active, pending, step = np.arange(len(requests)), list[ChosenTokens](), None
-        with_margin = context.keep_drafting is not None and "margin" in context.level_features
-        shortest = 0 if context.keep_drafting is not None else int(lengths.min())  # until there all go on, unasked
+        lengths, bound = lengths.copy(), lengths
+        shortest = 0 if context.asked_levels else int(lengths.min())  # until there all go on, unasked
         logits = self._first_level(requests)
-        for depth in range(1, int(lengths.max()) + 1):
+        for depth in range(1, int(bound.max()) + 1):
+            asks = depth <= context.asked_levels
             everyone = context.sampling.all_greedy or len(active) == len(requests)
             sampling = context.sampling if everyone else context.sampling.take(active)
             known = logits if logits.shape[1] == self.vocab_size else logits[:, : self.vocab_size]
@@ -104,6 +105,7 @@ class ModelDrafter(Drafter):
             scores = self._perturbed(tempered, requests, active, depth, context, sampling)
             probability = tempered.double().softmax(-1).cpu().numpy() if context.draws else None
             drawn = sampling.temperature > 0
+            with_margin = asks and "margin" in context.level_features
             chosen = ChosenTokens.choose(active, scores, self.num_candidates, probability, drawn, with_margin)
             pending.append(chosen)
             if depth < shortest:
@@ -111,20 +113,23 @@ class ModelDrafter(Drafter):
                 logits = self.runner.forward(step, self.cache)
                 continue
             going = lengths[active] > depth
-            if context.keep_drafting is not None and (context.asks_last_level or going.any()):
+            if asks and (context.asks_last_level or going.any()):
                 if "agreement" in context.level_features:
                     _add_levels(pending, drafts)
-                if context.asks_last_level or going.all():
-                    going &= self._ask(context, depth, requests, drafts, active, tempered, chosen.margin)
-                else:
-                    asked = np.flatnonzero(going)
-                    index = torch.from_numpy(asked).to(tempered.device)
-                    margin = None if chosen.margin is None else chosen.margin[index]
-                    going[asked] = self._ask(context, depth, requests, drafts, active[asked], tempered[index], margin)
+                asked, margin = active, chosen.margin
+                if not (context.asks_last_level or going.all()):
+                    index = torch.from_numpy(np.flatnonzero(going)).to(tempered.device)
+                    asked, tempered = active[going], tempered[index]
+                    margin = None if margin is None else margin[index]
+                told = self._ask(context, depth, requests, drafts, asked, tempered, margin)
+                lengths[asked] = np.minimum(told, bound[asked])
+                going = lengths[active] > depth
             if not going.any():
                 break
             step = self._next_step(step, requests, active, going, depth, chosen.tokens[:, 0])
             active = active[going]
+            if depth >= context.asked_levels:
+                shortest = int(lengths[active].min())
             logits = self.runner.forward(step, self.cache)
         _add_levels(pending, drafts)
         return [draft.finish() for draft in drafts]
@@ -138,13 +143,12 @@ class ModelDrafter(Drafter):
         asked: NDArray[np.int64],
         tempered: torch.Tensor,
         margin: torch.Tensor | None,
-    ) -> NDArray[np.bool_]:
+    ) -> NDArray[np.int64]:
         """The controller's answer for the requests ``asked`` ``[A]``, of which the tensors' rows are."""
-        assert context.keep_drafting is not None
         agreement = None
         if "agreement" in context.level_features:
             agreement = [self._agreement.of(requests[index], drafts[index].drafted) for index in asked.tolist()]
-        return context.keep_drafting(draft_level(depth, asked, tempered, margin, context.level_features, agreement))
+        return context.new_lengths(draft_level(depth, asked, tempered, margin, context.level_features, agreement))
 
     def commit(self, request: Request, draft: Draft, path: tuple[int, ...]) -> None:
         """See `Drafter.commit`: what the drafter fed itself stays valid as far as its main chain was accepted."""

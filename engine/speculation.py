@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..controllers import Controller
-from .controller_answers import ask_verify_lengths, checked_keep_drafting, wanted_features
+from .controller_answers import ask_verify_lengths, checked_new_lengths, wanted_features
 from .drafter import Draft, DraftContext, Drafter
 from .forward_batch import Segment, build_batch
 from .kv_cache import KVCache
@@ -158,15 +158,15 @@ class Speculator:
     def _draft_context(
         self, sampling: RowSampling, noise: RoundNoise | None, speculating: NDArray[np.int64], draw: int
     ) -> DraftContext:
-        asks = self.controller.asks_every_level
-        keep_drafting = checked_keep_drafting(self.controller, speculating) if asks else None
-        features = wanted_features(self.controller) if asks else frozenset[str]()
+        asked_levels = self.controller.asked_levels
+        features = wanted_features(self.controller) if asked_levels else frozenset[str]()
         shared = None if noise is None else lambda rows, depth: noise.at(speculating[rows], depth)
         return DraftContext(
             sampling=RowSampling.greedy(len(speculating)) if self.greedy_drafts else sampling.take(speculating),
             draw=draw,
             shared_noise=None if self.greedy_drafts else shared,
-            keep_drafting=keep_drafting,
+            new_lengths=checked_new_lengths(self.controller, speculating),
+            asked_levels=asked_levels,
             level_features=features,
             asks_last_level=self.coupled and self.controller.trims,
         )

@@ -144,7 +144,7 @@ class ReplayFleet:
         plain = np.exp(self.observations[:, _LOG_PLAIN])  # Of the round that is due; afterwards of the next.
         lengths = np.asarray([action.max_length for action in actions], dtype=np.int64)
         prices = np.asarray([action.price for action in actions], dtype=np.float64)
-        asks = np.asarray([action.asks for action in actions], dtype=np.bool_)
+        looks = np.asarray([action.asked_levels for action in actions], dtype=np.int64)
         step_all(
             self.recording,
             self.schedule,
@@ -154,7 +154,7 @@ class ReplayFleet:
             self.kv_tokens,
             lengths,
             prices,
-            asks,
+            looks,
             self.observations,
             self._gained,
             self._alive,

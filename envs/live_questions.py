@@ -17,7 +17,7 @@ from ..controllers import (
     RoundOutcome,
     RoundState,
 )
-from ..controllers.controller import BoolArray
+from ..controllers.controller import EVERY_LEVEL, IntArray
 from ..controllers.priced import feature_array
 from .inversion import Inversion
 from .live import LiveEpisode, LiveServer
@@ -28,8 +28,6 @@ from .stop_round import Settlement, StopQuestion, StopRound
 
 class QuestionController(PricedController):
     """Asks for every request and level; keeps features and history as the price rule's controller does."""
-
-    trims = False
 
     def __init__(self, scenario: Scenario, ask: Callable[[StopRound, int], bool], price: Callable[[], float]) -> None:
         """``ask``: whether a request drafts another token; ``price``: tokens per second, read in every round."""
@@ -43,11 +41,13 @@ class QuestionController(PricedController):
             engine.max_model_len,
         )
         self.level_features = LEVEL_FEATURES
-        self._ask, self._price = ask, price
+        self.asked_levels = EVERY_LEVEL
+        self._answer, self._price = ask, price
 
     def decide(self, state: RoundState) -> Decision:
         """See `Controller.decide`."""
         super().decide(state)
+        self.asked_levels = EVERY_LEVEL
         able = (state.max_num_speculative_tokens > 0).any()
         price = self._price() if able else 0.0
         chance = self.predictor.history.of_state(state)[:, 0]
@@ -56,18 +56,18 @@ class QuestionController(PricedController):
         self._longest_length = int(self.round.lengths.max())
         return Decision(self.round.lengths)
 
-    def keep_drafting(self, level: DraftLevel) -> BoolArray:
-        """See `Controller.keep_drafting`."""
+    def new_lengths(self, level: DraftLevel) -> IntArray:
+        """See `Controller.new_lengths`."""
         requests, own = level.requests, self.round
         told = np.stack([np.asarray(getattr(level, name), dtype=np.float64) for name in LEVEL_FEATURES], axis=-1)
         chance, following = self.predictor.level(told, own.state.temperature[requests], level.depth)
         own.tell(requests, chance, following, told)
         self._put(level.depth)
-        return own.drafted[requests] > level.depth
+        return level.going_on(own.drafted[requests] > level.depth)
 
     def _put(self, depth: int) -> None:
         for request in self.round.askable(depth).tolist():
-            self.round.answer(request, self._ask(self.round, request))
+            self.round.answer(request, self._answer(self.round, request))
 
 
 class WatchedQuestions(QuestionController):

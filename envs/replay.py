@@ -129,7 +129,7 @@ class ReplayEngine:
         wanted = np.asarray(controller.decide(state).num_speculative_tokens)
         lengths = np.minimum(wanted, state.max_num_speculative_tokens).astype(np.int64)
         drafted, levels, asked = lengths.copy(), 0, 0
-        if controller.asks_every_level and lengths.any():
+        if controller.asked_levels and lengths.any():
             drafted, levels, asked = self._draft(controller, slots, lengths, state)
         verified = drafted
         if controller.trims and drafted.any():
@@ -159,24 +159,23 @@ class ReplayEngine:
     ) -> tuple[IntArray, int, int]:
         """Draft level by level. Returns tokens drafted ``[B]``, levels and answers that were asked for."""
         at = positions(self.recording, self.schedule, self.fleet, 0, slots)
-        drafted = np.zeros(len(slots), dtype=np.int64)
+        drafted, now = np.zeros(len(slots), dtype=np.int64), lengths.copy()
         active, levels, asked, depth = np.flatnonzero(lengths), 0, 0, 0
         while active.size:
             depth += 1
             drafted[active] = depth
-            going = lengths[active] > depth
-            told = active if controller.trims else active[going]
-            if told.size:
+            told = active if controller.trims else active[now[active] > depth]
+            if told.size and depth <= controller.asked_levels:
                 if self._confidence is None:
                     told_of = np.full((len(told), 4), np.nan)
                 else:
                     told_of = self._confidence[at[told], depth - 1].astype(np.float64)
                 levels, asked = levels + 1, asked + len(told)
-                answer = controller.keep_drafting(DraftLevel(depth, told, *told_of.T))
-                keep = np.zeros(len(slots), dtype=np.bool_)
-                keep[told] = answer
-                going &= keep[active]
-            active = active[going]
+                answer = np.asarray(controller.new_lengths(DraftLevel(depth, told, *told_of.T)))
+                if answer.dtype.kind not in "iu" or (answer < depth).any():
+                    raise ValueError(f"new_lengths must return integers, {depth} or more, got {answer.tolist()}")
+                now[told] = np.minimum(answer, lengths[told])
+            active = active[now[active] > depth]
         return drafted, levels, asked
 
     def serve(self, controller: Controller, max_rounds: int | None = None) -> Served:

@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..controllers.compiled import (
     compiled,
-    gain_of,
     interpolate,
     new_history,
     plain_round_seconds,
     plan_lengths,
-    request_weights,
     verify_curve,
     write_features,
 )
-from ..controllers.cost_table import CHUNK_STEP, CostTable
-from ..controllers.round_kernel import go_on, starting_lengths, verified_lengths
+from ..controllers.cost_table import CostTable
+from ..controllers.price_rule import RoundSeconds
+from ..controllers.round_kernel import Drafting, look
 from .replay_queue import begin
 from .replay_requests import contexts, gather, history_chances, positions, temperatures, whole_drafts
 from .replay_round import finish_round
 from .replay_state import Fleet, FloatArray, IntArray, Recording, Schedule
+
+
+@compiled
+def round_prices(costs: CostTable, batch: int, longest: float, max_length: int) -> RoundSeconds:
+    """What a round can cost: `controllers.round_costs.RoundCosts.seconds`."""
+    draft, work = np.zeros(batch + 1), costs.overhead
+    verify = np.empty(costs.verify.shape[1])
+    for count in range(1, batch + 1):
+        draft[count] = interpolate(costs.draft, count, 1.0, longest) + work[3] * count
+    for tokens in range(len(verify)):
+        verify[tokens] = interpolate(costs.verify, batch, float(tokens), longest)
+    curve = verify_curve(verify, batch, batch * max_length) + work[4] * np.arange(batch * max_length + 1)
+    stop = interpolate(costs.catch_up, 1, 1.0, longest)
+    plain = plain_round_seconds(costs, batch, longest)
+    return RoundSeconds(plain, draft, curve, work[8], work[2], work[7], stop, work[5], work[6])
 
 
 @compiled
@@ -34,72 +47,39 @@ def priced_lengths(
     temperature: FloatArray,
     rate: FloatArray,
     whole: IntArray,
-    left: IntArray,
     allowed: IntArray,
-    gain: float,
     max_length: int,
     price: float,
-    asks: bool,
+    looks: int,
 ) -> tuple[IntArray, IntArray, IntArray, int, int]:
     """Play a round by the price rule: lengths, drafted and verified tokens ``[B]``, levels asked, answers asked for.
 
-    The lines of `controllers.priced.PricedController`, with the recording in the drafter's place. ``left`` ``[B]``:
-    tokens each request may still generate; ``whole`` ``[B]`` as of `whole_drafts`.
+    The lines of `controllers.priced.PricedController`, with the recording in the drafter's place. ``whole`` ``[B]`` as
+    of `whole_drafts`.
     """
     batch = len(at)
-    lengths = np.zeros(batch, dtype=np.int64)
-    drafted = np.zeros(batch, dtype=np.int64)
-    longest = float(context.max())
-    plain = plain_round_seconds(costs, batch, longest)
-    worth = price * gain * batch / plain
-    chances = history_chances(recording, rate, whole, temperature)
-    able = np.flatnonzero((allowed > 0) & (max_length > 0))
-    if len(able) == 0:
-        return lengths, drafted, drafted.copy(), 0, 0
-    if price == 0.0:  # A constant length, without questions.
-        for own in able:
-            lengths[own] = min(allowed[own], max_length)
+    lengths = np.minimum(np.maximum(allowed, 0), max_length)
+    if price == 0.0 or np.sum(lengths) == 0:  # A constant length.
         return lengths, lengths.copy(), lengths.copy(), 0, 0
-    draft = np.empty(batch + 1)
-    verify = np.empty(costs.verify.shape[1])
-    for count in range(batch + 1):
-        draft[count] = interpolate(costs.draft, count, 1.0, longest)
-    for tokens in range(len(verify)):
-        verify[tokens] = interpolate(costs.verify, batch, float(tokens), longest)
-    work = costs.overhead
-    curve = verify_curve(verify, batch, batch * max_length) + work[4] * np.arange(batch * max_length + 1)
-    if not asks:
-        noisy = temperature > 0
-        draft += work[3] * np.arange(batch + 1)
-        draft[0] = 0.0
-        base = plain + work[7] * np.sum(noisy)
-        stop = interpolate(costs.catch_up, 1, 1.0, longest)
-        lengths = plan_lengths(
-            chances, allowed, lag <= 1, noisy, draft, curve, base, work[8], work[2], work[7], stop, max_length, price
-        )
-        return lengths, lengths.copy(), lengths.copy(), 0, 0
-    draft += (work[3] + work[6]) * np.arange(batch + 1)
-    draft[0] = 0.0
-    per_level, weight, behind = work[2] + work[5], request_weights(chances, max_length), np.zeros(batch)
-    for row in range(batch):
-        if lag[row] > 1:
-            seconds = interpolate(costs.catch_up, 1, max(lag[row] / CHUNK_STEP, 1.0), longest)
-            behind[row] = seconds / max(left[row] / gain, 1.0)
-    first = chances[:, 0].copy()
-    lengths = starting_lengths(first, weight, behind, allowed, draft, curve, work[8], per_level, max_length, worth)
-    active, survival, promised = np.flatnonzero(lengths), np.ones(batch), np.zeros((batch, max_length))
-    told = np.empty((batch, 2), dtype=np.float32)
+    seconds = round_prices(costs, batch, float(context.max()), max_length)
+    prior, noisy = history_chances(recording, rate, whole, temperature), temperature > 0
+    drafted, spent = np.zeros(batch, dtype=np.int64), seconds.plain + seconds.noise * np.sum(noisy)
+    planned = plan_lengths(prior, allowed, drafted, lag <= 1, noisy, seconds, spent, max_length, price, 0)
+    if looks == 0 or not recording.tells:
+        return planned, planned.copy(), planned.copy(), 0, 0
+    lengths[planned == 0] = 0
+    drafting = Drafting(prior, prior.copy(), noisy, lengths, lengths.copy(), planned, np.array([spent + seconds.fixed]))
+    active, told = np.flatnonzero(lengths), np.empty((batch, 2), dtype=np.float32)
     depth = asked = 0
-    while len(active) > 0:
+    while len(active) > 0 and depth < looks:
         depth += 1
         asked += len(active)
         for number in range(len(active)):
-            drafted[active[number]] = depth
             told[number, 0] = recording.chance[at[active[number]], depth - 1]
             told[number, 1] = recording.following[at[active[number]], depth - 1]
-        going = go_on(active, depth, told, survival, promised, weight, lengths, draft, curve, per_level, worth)
-        active = active[going]
-    return lengths, drafted, verified_lengths(promised, drafted, curve, worth), depth, asked
+        found = look(drafting, active, told, depth, recording.carry, seconds, max_length, price)
+        active = active[found > depth]
+    return lengths, drafting.length, np.minimum(drafting.planned, drafting.length), depth, asked
 
 
 @compiled
@@ -111,7 +91,7 @@ def price_round(
     e: int,
     max_length: int,
     price: float,
-    asks: bool,
+    looks: int,
 ) -> None:
     """Decide by the price rule and carry the round out."""
     slots = gather(fleet, e)
@@ -127,12 +107,10 @@ def price_round(
         temperatures(recording, schedule, fleet, e, slots),
         fleet.rate[e][slots],
         whole_drafts(fleet, e, slots),
-        left,
         np.minimum(left - 1, recording.chance.shape[1]),
-        gain_of(fleet.history[e]),
         max_length,
         price,
-        asks,
+        looks,
     )
     finish_round(recording, schedule, fleet, costs, e, slots, lengths, drafted, verified, asked_levels, asked, price)
 
@@ -203,7 +181,7 @@ def step_all(
     kv_tokens: int,
     max_length: IntArray,
     price: FloatArray,
-    asks: NDArray[np.bool_],
+    looks: IntArray,
     out: FloatArray,
     gained: FloatArray,
     alive: IntArray,
@@ -222,7 +200,7 @@ def step_all(
         fleet.worth[e] = 0.0
         fleet.seconds[e] = 0.0
         fleet.weight[e] = 0.0
-        price_round(recording, schedule, fleet, costs, e, max_length[e], price[e], asks[e])
+        price_round(recording, schedule, fleet, costs, e, max_length[e], price[e], looks[e])
         alive[e] = begin(recording, schedule, fleet, costs, prefill_chunk, e)
         gained[e, 0] = fleet.tokens[e]
         gained[e, 1] = fleet.seconds[e]

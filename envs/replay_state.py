@@ -41,13 +41,17 @@ class Recording(NamedTuple):
     """``[P, K]`` predicted acceptance of the next token, before it is drafted."""
     history_numbers: FloatArray
     """``[8, 6]`` the predictor's logistics by depth: `HistoryLogistics.numbers`."""
+    carry: float
+    """`AcceptancePredictor.carry`."""
+    tells: bool
+    """Whether the predictor reads anything of a level: without, nothing is learnt by a look."""
 
     @classmethod
     def of(cls, trace: Trace, predictor: AcceptancePredictor | None = None) -> Recording:
         """Evaluate ``predictor`` on every draft of ``trace``. Raises `ValueError` where it reads what has no record."""
         positions, longest = len(trace.accepted_length), trace.max_num_speculative_tokens
         chance = following = np.zeros((positions, 0), dtype=np.float32)
-        numbers = np.zeros((HISTORY_DEPTHS, len(HISTORY_INPUTS) + 1))
+        numbers, carry, tells = np.zeros((HISTORY_DEPTHS, len(HISTORY_INPUTS) + 1)), 0.0, False
         if predictor is not None:
             confidence = trace.confidence
             if confidence is None:
@@ -56,7 +60,7 @@ class Recording(NamedTuple):
                 confidence = np.zeros((positions, longest, 4), dtype=np.float32)
             temperature = trace.temperature[trace.request_of_position()][:, None]
             chance, following = predictor.level(confidence, temperature, np.arange(1, longest + 1)[None, :])
-            numbers = predictor.history.numbers
+            numbers, carry, tells = predictor.history.numbers, predictor.carry, bool(predictor.level_features)
         return cls(
             trace.prompt_tokens.astype(np.int64),
             trace.output_tokens.astype(np.int64),
@@ -68,6 +72,8 @@ class Recording(NamedTuple):
             np.ascontiguousarray(chance),
             np.ascontiguousarray(following),
             numbers,
+            carry,
+            tells,
         )
 
 

@@ -24,7 +24,7 @@ from .trace import Trace
 
 LENGTHS = (0, 1, 2, 3, 4, 6, 8)
 PRICES = (0.0, 0.5, 0.7, 1.0, 1.4, 2.0)
-ASKS = (True, False)
+LOOKS = (0, 1, 2)
 Observation = NDArray[np.float32]
 IntArray = NDArray[np.int64]
 
@@ -47,11 +47,11 @@ class SpeculationLengthEnv(gymnasium.Env[Observation, IntArray]):
 
     ## Action Space
 
-    ``MultiDiscrete([len(lengths), len(prices), len(asks)])``: an index into ``lengths``, the largest speculation length
-    of any request (0: off), one into ``prices``, what a second is worth as a multiple of what it earns at present, and
-    one into ``asks``. Asked: a request drafts, goes on and is verified as long as the predicted chance of the next
-    token, from the drafter's confidence, is worth its seconds at that price. Not asked: every request's length is
-    planned before the round, from its history. Price 0: the same constant length for all, whatever ``asks`` says.
+    ``MultiDiscrete([len(lengths), len(prices), len(looks)])``: an index into ``lengths``, the largest speculation
+    length of any request (0: off), one into ``prices``, a factor on what speculation costs, and one into ``looks``.
+    Every request's length is planned before the round, from its history: the lengths that promise most speed. After
+    each of the first ``looks`` draft levels they are planned anew, from the drafter's confidence, at the cost of
+    asking. Price 0: the same constant length for all, whatever ``looks`` says.
 
     ## Observation Space
 
@@ -132,12 +132,12 @@ class SpeculationLengthEnv(gymnasium.Env[Observation, IntArray]):
     - ``trace``, ``cost_surface``: files that ``train/record.py`` writes, or `Trace` and `CostSurface`. Required.
     - ``predictor``: JSON of an acceptance predictor or `AcceptancePredictor`; None: the recording's mean acceptance.
     - ``traffic``: `Traffic`, a dictionary of its fields, or several of them.
-    - ``backend``: ``replay``, ``live`` or ``vllm``; vLLM shows no confidences: ``prices`` (0.0,) or ``asks`` (False,).
+    - ``backend``: ``replay``, ``live`` or ``vllm``; vLLM shows no confidences: ``prices`` (0.0,) or ``looks`` (0,).
       ``target``, ``drafter``: the live pair's directories; None: the shipped pair.
     - ``reward``, ``max_rounds``: see above.
     - ``max_num_seqs``, ``max_model_len``, ``prefill_chunk``: the engine, as in `EngineConfig`.
     - ``lengths``: None: (0, 1, 2, 3, 4, 6, 8) as far as drafts were recorded. ``prices``,
-      ``asks``: see the actions.
+      ``looks``: see the actions.
     - ``render_mode``: ``ansi`` or ``rgb_array``.
 
     `step`'s info: ``tokens``, ``weighted_tokens`` and ``seconds`` of the round, ``decoding``, ``longest``, ``drafted``,
@@ -164,7 +164,7 @@ class SpeculationLengthEnv(gymnasium.Env[Observation, IntArray]):
         prefill_chunk: int = 1024,
         lengths: Sequence[int] | None = None,
         prices: Sequence[float] = PRICES,
-        asks: Sequence[bool] = ASKS,
+        looks: Sequence[int] = LOOKS,
         render_mode: str | None = None,
         target: str | Path | None = None,
         drafter: str | Path | None = None,
@@ -173,13 +173,13 @@ class SpeculationLengthEnv(gymnasium.Env[Observation, IntArray]):
         engine = ReplayConfig(max_num_seqs, max_model_len, prefill_chunk)
         scenario = load_scenario(trace, cost_surface, predictor, traffic, engine, max_rounds, reward)
         check_modes(backend, render_mode)
-        self.lengths, self.prices, self.asks = tiers(scenario, lengths, prices, asks)
-        if backend == "vllm" and any(self.prices) and any(self.asks):
+        self.lengths, self.prices, self.looks = tiers(scenario, lengths, prices, looks)
+        if backend == "vllm" and any(self.prices) and any(self.looks):
             raise ScenarioError(
-                f"prices are {self.prices}, but vLLM shows no confidences of drafts; give (0.0,), or asks=(False,)"
+                f"prices are {self.prices}, but vLLM shows no confidences of drafts; give (0.0,), or looks=(0,)"
             )
         self.render_mode = render_mode
-        self.action_space = MultiDiscrete([len(self.lengths), len(self.prices), len(self.asks)])
+        self.action_space = MultiDiscrete([len(self.lengths), len(self.prices), len(self.looks)])
         self._space = FeatureSpace(FEATURES)
         self.observation_space = self._space.box()
         self._max_rounds = max_rounds
@@ -191,7 +191,7 @@ class SpeculationLengthEnv(gymnasium.Env[Observation, IntArray]):
         else:
             from .live_lengths import LiveLengths  # Here, because replay needs no torch.
 
-            actions = factored_tiers(self.lengths, self.prices, self.asks)
+            actions = factored_tiers(self.lengths, self.prices, self.looks)
             self._backend = LiveLengths(scenario, target, drafter, actions, backend)
 
     def reset(
@@ -208,9 +208,9 @@ class SpeculationLengthEnv(gymnasium.Env[Observation, IntArray]):
         """Play a round. Raises `gymnasium.error.ResetNeeded` where no episode is running."""
         if self._rounds is None:
             raise ResetNeeded("no episode is running; call reset()")
-        number, price, asked = (int(index) for index in action)
+        number, price, look = (int(index) for index in action)
         try:
-            turn = self._backend.play(Action(self.lengths[number], self.prices[price], self.asks[asked]))
+            turn = self._backend.play(Action(self.lengths[number], self.prices[price], self.looks[look]))
         except BaseException:
             self._rounds = None
             raise
@@ -242,20 +242,20 @@ def check_modes(backend: str, render_mode: str | None) -> None:
 
 
 def tiers(
-    scenario: Scenario, lengths: Sequence[int] | None, prices: Sequence[float], asks: Sequence[bool]
-) -> tuple[tuple[int, ...], tuple[float, ...], tuple[bool, ...]]:
+    scenario: Scenario, lengths: Sequence[int] | None, prices: Sequence[float], looks: Sequence[int]
+) -> tuple[tuple[int, ...], tuple[float, ...], tuple[int, ...]]:
     """The three heads of an action; lengths None: those of `LENGTHS` that were recorded."""
     longest = scenario.trace.max_num_speculative_tokens
     chosen = [length for length in LENGTHS if length <= longest] if lengths is None else list(lengths)
-    if not chosen or not prices or not asks:
-        raise ScenarioError("lengths, prices and asks need at least one value each")
+    if not chosen or not prices or not looks:
+        raise ScenarioError("lengths, prices and looks need at least one value each")
     if max(chosen) > longest:
         raise ScenarioError(f"lengths go to {max(chosen)}, the recording to {longest}; record longer drafts")
     by_length = checked_tiers([Action(length, 1.0) for length in chosen])
     by_price = checked_tiers([Action(0, price) for price in prices])
-    by_asking = checked_tiers([Action(0, 0.0, asking) for asking in asks])
+    by_looks = checked_tiers([Action(0, 0.0, own) for own in looks])
     return (
         tuple(own.max_length for own in by_length),
         tuple(own.price for own in by_price),
-        tuple(own.asks for own in by_asking),
+        tuple(own.looks for own in by_looks),
     )

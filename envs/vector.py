@@ -20,7 +20,7 @@ from .feature_space import FeatureSpace
 from .fleet import ReplayFleet
 from .replay import ReplayConfig
 from .scenario import DEFAULT_TRAFFIC, ScenarioError, TrafficLike, load_scenario
-from .speculation_length import ASKS, PRICES, Observation, tiers
+from .speculation_length import LOOKS, PRICES, Observation, tiers
 from .trace import Trace
 
 
@@ -49,7 +49,7 @@ class SpeculationLengthVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArr
         prefill_chunk: int = 1024,
         lengths: Sequence[int] | None = None,
         prices: Sequence[float] = PRICES,
-        asks: Sequence[bool] = ASKS,
+        looks: Sequence[int] = LOOKS,
         render_mode: str | None = None,
     ) -> None:
         """Raises `ScenarioError` and the errors of the files' readers, all of them `ValueError`."""
@@ -59,11 +59,11 @@ class SpeculationLengthVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArr
             )
         engine = ReplayConfig(max_num_seqs, max_model_len, prefill_chunk)
         scenario = load_scenario(trace, cost_surface, predictor, traffic, engine, max_rounds, reward)
-        self.lengths, self.prices, self.asks = tiers(scenario, lengths, prices, asks)
+        self.lengths, self.prices, self.looks = tiers(scenario, lengths, prices, looks)
         self.num_envs, self.render_mode = num_envs, None
         self._space = FeatureSpace(FEATURES)
         self.single_observation_space = self._space.box()
-        self.single_action_space = MultiDiscrete([len(self.lengths), len(self.prices), len(self.asks)])
+        self.single_action_space = MultiDiscrete([len(self.lengths), len(self.prices), len(self.looks)])
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.fleet = ReplayFleet(
@@ -100,8 +100,8 @@ class SpeculationLengthVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArr
         if not self._started:
             raise ResetNeeded("no episode is running; call reset()")
         chosen = [
-            Action(self.lengths[length], self.prices[price], self.asks[asked])
-            for length, price, asked in np.asarray(actions).tolist()
+            Action(self.lengths[length], self.prices[price], self.looks[look])
+            for length, price, look in np.asarray(actions).tolist()
         ]
         rewards, served, late = self.fleet.step(chosen)
         terminated, truncated = served.astype(np.bool_), late.astype(np.bool_)

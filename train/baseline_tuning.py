@@ -17,6 +17,7 @@ from specpilot.controllers import (
     Controller,
     TurboSpecController,
 )
+from specpilot.controllers.action import factored_tiers
 from specpilot.controllers.length_table import Row
 from specpilot.envs.replay import Served
 from specpilot.envs.replay_state import Recording
@@ -25,6 +26,7 @@ from specpilot.train.scenarios import Scenario, ScenarioConfig, Stage, closed_lo
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 PRICES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3, 1.5, 2.0)
+LOOKS = (0, 1, 2, 3)
 PROBE_INTERVALS = (None, 20, 100)
 ADAPTIVE_LENGTHS = (2, 3, 4, 6, 8)
 TABLE_BATCHES = (1, 2, 4, 8, 16, 24, 32)
@@ -42,6 +44,8 @@ class TunedBaselines:
     """Best constant per batch size."""
     turbospec_probe_interval: int | None
     price: float
+    """Of the price rule."""
+    looks: int
     """Of the price rule."""
     threshold: float | None = None
     adaptive_length: int | None = None
@@ -89,15 +93,15 @@ class BaselineTuning:
             PROBE_INTERVALS,
             lambda own: self.score(lambda: TurboSpecController(surface, self.longest, probe_interval=own)),
         )
-        price = best_of(PRICES, self.price_score)
+        rule = best_of(factored_tiers((self.longest,), PRICES, LOOKS), self.price_score)
         if self.stage.trace.confidence is None:
-            return TunedBaselines(table, probe, price)
+            return TunedBaselines(table, probe, rule.price, rule.looks)
         threshold = best_of(
             THRESHOLDS, lambda own: self.score(lambda: ConfidenceThresholdController(self.longest, own))
         )
         lengths = sorted({min(own, self.longest) for own in ADAPTIVE_LENGTHS})
         adaptive = best_of(lengths, lambda own: self.score(lambda: warmed_adaptive(self.stage, own)))
-        return TunedBaselines(table, probe, price, threshold, adaptive)
+        return TunedBaselines(table, probe, rule.price, rule.looks, threshold, adaptive)
 
     def table(self) -> tuple[Row, ...]:
         """The constant that is best at each batch size, for it and all sizes down to the one before."""
@@ -119,9 +123,8 @@ class BaselineTuning:
         """Geometric mean over concurrencies of tokens per second."""
         return geometric_mean(self._serve(mix, make()).tokens_per_second for mix in self.mixes)
 
-    def price_score(self, price: float) -> float:
+    def price_score(self, action: Action) -> float:
         """`score` of the price rule."""
-        action = Action(self.longest, price)
         schedules = (self.stage.schedule(mix, SEED) for mix in self.mixes)
         return geometric_mean(
             serve_priced(self.stage, self.recording, own, action).tokens_per_second for own in schedules

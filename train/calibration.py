@@ -128,7 +128,7 @@ def fit_phase(blocks: Sequence[Block], phase: str, names: Sequence[str]) -> Roun
     cells, seconds = list[LiveRound](), list[float]()
     for block in blocks:
         for plan, rounds in block.rounds.items():
-            if plan.temperature == 0 and not plan.asks and (phase != "draft" or plan.length):
+            if plan.temperature == 0 and not plan.looks and (phase != "draft" or plan.length):
                 alone = [_only(phase, own) for own in rounds]
                 beyond = float(np.median([_beyond_passes(block, plan, own) for own in alone]))
                 cells.append(alone[len(alone) // 2])
@@ -161,7 +161,7 @@ def _beyond_drafts(block: Block, plan: Plan, own: LiveRound) -> float:
 
 
 def _without_asking(plan: Plan) -> Plan:
-    return plan._replace(asks=False)
+    return plan._replace(looks=0)
 
 
 def _without_noise(plan: Plan) -> Plan:

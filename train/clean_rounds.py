@@ -43,8 +43,8 @@ class Plan(NamedTuple):
     length: int
     verified: int
     """Drafted tokens of each request that are verified."""
-    asks: bool = False
-    """The controller is asked about every token (and stops at none)."""
+    looks: int = 0
+    """The controller looks after so many levels (and stops at none)."""
     temperature: float = 0.0
 
 
@@ -97,6 +97,7 @@ def trusting_predictor(hidden: int = 16) -> AcceptancePredictor:
             "output_bias": [12.0, 12.0],
             "history_weight": np.zeros((HISTORY_DEPTHS, len(HISTORY_INPUTS))),
             "history_bias": np.full(HISTORY_DEPTHS, 12.0),
+            "carry": [0.6],
         }
     )
 
@@ -114,8 +115,9 @@ class CleanRounds:
         self.plain = [Plan(0, 0), Plan(0, 0, temperature=1.0)]
         self.drafting = [Plan(length, length, temperature=own) for own in (0.0, 1.0) for length in lengths]
         if most:
-            self.drafting[len(lengths) : len(lengths)] = [Plan(most, most, asks=True), Plan(most, most // 4)]
-        self._asking = _asking_controller(self.engine, meter.surface)
+            asking = [Plan(own, own, looks) for own, looks in {(lengths[0], 1), (lengths[0], lengths[0]), (most, most)}]
+            self.drafting[len(lengths) : len(lengths)] = [*sorted(asking), Plan(most, most // 4)]
+        self._asking = {own: _asking_controller(self.engine, meter.surface, own) for own in self.drafting if own.looks}
 
     @property
     def rounds_per_sweep(self) -> int:
@@ -147,7 +149,7 @@ class CleanRounds:
 
     def _controller(self, plan: Plan) -> WatchedController:
         inner: Controller = ConstantController(plan.length) if plan.verified == plan.length else TrimmedController(plan)
-        return WatchedController(self._asking if plan.asks else inner)
+        return WatchedController(self._asking[plan] if plan.looks else inner)
 
     def _slowness(self, batch: int) -> dict[tuple[str, int], float]:
         tokens = sorted({plan.verified + 1 for plan in self.plain + self.drafting})
@@ -166,7 +168,7 @@ class CleanRounds:
         return self.engine.add_request(prompt, params)
 
 
-def _asking_controller(engine: Engine, surface: CostSurface) -> Controller:
+def _asking_controller(engine: Engine, surface: CostSurface, plan: Plan) -> Controller:
     most, slots = engine.config.max_num_speculative_tokens, engine.cache.num_slots
-    policy = FixedPolicy(Action(most, NO_PRICE))
+    policy = FixedPolicy(Action(plan.length, NO_PRICE, plan.looks))
     return PricedController(policy, trusting_predictor(), surface, most, slots, engine.max_model_len)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,13 +25,21 @@ from specpilot.controllers import (
 from specpilot.controllers.action import factored_tiers
 from specpilot.envs.replay import Served
 from specpilot.envs.replay_state import Recording
-from specpilot.train.baseline_tuning import PRICES, SEED, BaselineTuning, TunedBaselines, best_of, warmed_adaptive
+from specpilot.train.baseline_tuning import (
+    LOOKS,
+    PRICES,
+    SEED,
+    BaselineTuning,
+    TunedBaselines,
+    best_of,
+    warmed_adaptive,
+)
 from specpilot.train.predictor import fit_ceiling
 from specpilot.train.priced_replay import ceiling_recording, serve_priced, without_asking
 from specpilot.train.replay_oracles import serve_oracle
 from specpilot.train.scenarios import Scenario, ScenarioConfig, Stage
 
-OFF, CEILING = "off", "informed_ceiling"
+OFF, CEILING, PAYING = "off", "informed_ceiling", "informed_paying"
 UNIFORM, REQUEST = "uniform_oracle", "request_oracle"
 PRICE_RULE = "price_rule"
 PUBLISHED_THRESHOLD = 0.4
@@ -74,7 +82,9 @@ class Ceiling:
 
     recording: Recording
     actions: dict[str, Action]
-    """The best one of each scenario."""
+    """The best one of each scenario where looks cost nothing."""
+    paying: dict[str, Action]
+    """The best one of each scenario where they cost what they do."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,9 +124,13 @@ class Field:
         makers |= {own.name: lambda own=own: load_file(own.path, surface) for own in self.files}  # type: ignore[misc]
         return makers
 
+    @property
+    def _rule(self) -> Action:
+        return Action(self.longest, self.tuned.price, self.tuned.looks)
+
     def price_rule(self) -> PricedController:
         """The price rule as a controller; `serve` runs it compiled, with the same result."""
-        config, policy = self.stage.config, FixedPolicy(Action(self.longest, self.tuned.price))
+        config, policy = self.stage.config, FixedPolicy(self._rule)
         surface, slots, context = self.stage.surface, config.max_num_seqs, config.max_model_len
         return PricedController(policy, self.predictor, surface, self.longest, slots, context)
 
@@ -124,10 +138,11 @@ class Field:
         """What every contender makes of the scenario's schedule of this seed."""
         stage, schedule = self.stage, self.stage.schedule(scenario, seed)
         served = {name: stage.engine(schedule).serve(make()) for name, make in self.controllers().items()}
-        served[PRICE_RULE] = serve_priced(stage, self.recording, schedule, Action(self.longest, self.tuned.price))
+        served[PRICE_RULE] = serve_priced(stage, self.recording, schedule, self._rule)
         if self.ceiling is not None:
-            action = self.ceiling.actions[scenario.name]
-            served[CEILING] = serve_priced(without_asking(stage), self.ceiling.recording, schedule, action)
+            free, paying = (own[scenario.name] for own in (self.ceiling.actions, self.ceiling.paying))
+            served[CEILING] = serve_priced(without_asking(stage), self.ceiling.recording, schedule, free)
+            served[PAYING] = serve_priced(stage, self.ceiling.recording, schedule, paying)
         best = max(getattr(own, scenario.figure) for own in served.values())
         for name, per_request in ((UNIFORM, False), (REQUEST, True)):
             served[name] = serve_oracle(stage, scenario, schedule, per_request, best)
@@ -141,8 +156,10 @@ def tune(stage: Stage, predictor: AcceptancePredictor, config: ScenarioConfig) -
 
 def ceiling_actions(
     stage: Stage, predictor: AcceptancePredictor, own_scenarios: list[Scenario], seed: int
-) -> dict[str, Action]:
-    """The best length and price of each scenario, on one half of the training requests with a predictor of the other.
+) -> tuple[dict[str, Action], dict[str, Action]]:
+    """The best action of each scenario, on one half of the training requests with a predictor of the other.
+
+    Once where looks cost nothing, after every level, and once where they cost what they do.
 
     Chances on requests that were fitted to would be too sure of themselves, and the price with them.
     """
@@ -150,18 +167,22 @@ def ceiling_actions(
     order = np.random.default_rng((seed, 8)).permutation(len(trace))
     half = len(trace) // 2
     fitted, held_out = trace.select(order[:half]), trace.select(order[half:])
-    own = without_asking(Stage.build(held_out, stage.surface, config, stage.arrivals))
+    own = Stage.build(held_out, stage.surface, config, stage.arrivals)
     recording = ceiling_recording(fit_ceiling(fitted, seed), predictor, held_out)
-    return {scenario.name: _best_action(own, recording, scenario) for scenario in own_scenarios}
+    longest = trace.max_num_speculative_tokens
+    lengths = sorted({min(length, longest) for length in (*CEILING_LENGTHS, longest)})
+    free, paying = factored_tiers(lengths, PRICES, (longest,)), factored_tiers((longest,), PRICES, LOOKS)
+    return (
+        {scenario.name: _best_action(without_asking(own), recording, scenario, free) for scenario in own_scenarios},
+        {scenario.name: _best_action(own, recording, scenario, paying) for scenario in own_scenarios},
+    )
 
 
-def _best_action(stage: Stage, recording: Recording, scenario: Scenario) -> Action:
-    longest = stage.trace.max_num_speculative_tokens
+def _best_action(stage: Stage, recording: Recording, scenario: Scenario, candidates: Sequence[Action]) -> Action:
     schedules = [stage.schedule(scenario, SEED + number) for number in range(2)]
 
     def figure(action: Action) -> float:
         runs = (serve_priced(stage, recording, own, action) for own in schedules)
         return sum(float(getattr(run, scenario.figure)) for run in runs)
 
-    lengths = sorted({min(length, longest) for length in (*CEILING_LENGTHS, longest)})
-    return best_of(factored_tiers(lengths, PRICES), figure)
+    return best_of(candidates, figure)

@@ -39,7 +39,7 @@ from specpilot.train.run_record import write_json
 from specpilot.train.scenarios import Scenario, ScenarioConfig, Stage, scenarios
 
 NAMES_TAKEN = (OFF, PRICE_RULE, CEILING, UNIFORM, REQUEST)
-VERSION = 2
+VERSION = 3
 """Of the parts; a part of another version is made again."""
 
 
@@ -149,8 +149,8 @@ class ReplayEvaluation:
         own, found = self, self.tuning
         ceiling = None
         if found["ceiling"] is not None:
-            actions = {name: Action(*action) for name, action in found["ceiling"].items()}
-            ceiling = Ceiling(ceiling_recording(own.best, own.predictor, own.stage.trace), actions)
+            actions = ({name: Action(*one) for name, one in each.items()} for each in found["ceiling"])
+            ceiling = Ceiling(ceiling_recording(own.best, own.predictor, own.stage.trace), *actions)
         recording = Recording.of(own.stage.trace, own.predictor)
         tuned = TunedBaselines.parse(found["baselines"])
         return Field(own.stage, recording, own.predictor, own.train, tuned, ceiling, own.config.controllers)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from specpilot.train.contenders import CEILING, OFF, PRICE_RULE, REQUEST, UNIFORM
+from specpilot.train.contenders import CEILING, OFF, PAYING, PRICE_RULE, REQUEST, UNIFORM
 
 BASELINES = ("length_table", "heuristic", "threshold_tuned", "turbospec", "adaptive_verification")
 MAX_SHARE_BELOW = -0.5
@@ -38,12 +38,12 @@ def plot(summaries: Mapping[str, Mapping[str, Any]], files: tuple[str, ...], pat
 def _speeds(axis: Any, summaries: Mapping[str, Mapping[str, Any]], files: tuple[str, ...]) -> None:
     names = list(summaries)
     lines = {"best constant": [own["contenders"][own["best_constant"]] for own in summaries.values()]}
-    for name in (*BASELINES, PRICE_RULE, *files, CEILING, UNIFORM, REQUEST):
+    for name in (*BASELINES, PRICE_RULE, *files, CEILING, PAYING, UNIFORM, REQUEST):
         if all(name in own["contenders"] for own in summaries.values()):
             lines[name] = [own["contenders"][name] for own in summaries.values()]
     for name, own in lines.items():
         ours = name in (PRICE_RULE, *files)
-        style = "--" if name in (CEILING, UNIFORM, REQUEST) else "-"
+        style = "--" if name in (CEILING, PAYING, UNIFORM, REQUEST) else "-"
         values = [cell["relative_to_off"]["median"] for cell in own]
         axis.plot(values, style, marker="o", markersize=3, linewidth=2.4 if ours else 1.0, label=name)
     axis.axhline(1.0, color="0.4", linewidth=0.8, linestyle=":")

@@ -11,11 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from specpilot.train.contenders import CEILING, OFF, REQUEST, constant_name
+from specpilot.train.contenders import CEILING, OFF, PAYING, REQUEST, constant_name
 
 LEAST_GAP = 0.002
 """Of the best constant: a smaller gap has no shares worth naming."""
-RATIOS = ("relative_to_off", "relative_to_best_constant", "share_of_oracle_gap", "share_of_ceiling_gap")
+RATIOS = (
+    "relative_to_off",
+    "relative_to_best_constant",
+    "share_of_oracle_gap",
+    "share_of_ceiling_gap",
+    "share_of_paying_gap",
+)
 SECONDARY = (
     "tokens_per_second",
     "request_tokens_per_second",
@@ -73,7 +79,11 @@ def _ratios(figures: Mapping[str, Mapping[int, float]], name: str, best: str) ->
         "relative_to_off": interval([own[seed] / off[seed] for seed in own]),
         "relative_to_best_constant": interval([own[seed] / base[seed] for seed in own]),
     }
-    for key, ceiling in (("share_of_oracle_gap", REQUEST), ("share_of_ceiling_gap", CEILING)):
+    for key, ceiling in (
+        ("share_of_oracle_gap", REQUEST),
+        ("share_of_ceiling_gap", CEILING),
+        ("share_of_paying_gap", PAYING),
+    ):
         top = figures.get(ceiling, {})
         found[key] = interval([share_of_gap(own[seed], base[seed], top[seed]) for seed in own if seed in top])
     return found
@@ -107,6 +117,7 @@ def markdown(summaries: Mapping[str, Mapping[str, Any]], quality: Mapping[str, A
         _grid("Speed over off", summaries, "relative_to_off"),
         _grid("Share of the per-request oracle's gap", summaries, "share_of_oracle_gap"),
         _grid("Share of the informed ceiling's gap", summaries, "share_of_ceiling_gap"),
+        _grid("Share of the gap of the informed ceiling that pays for its looks", summaries, "share_of_paying_gap"),
         _grid("99th percentile of seconds to the first token (arrivals)", summaries, "first_token_p99"),
     ]
     if quality:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from specpilot.controllers import KINDS, Controller, CostSurface, Decision, DraftLevel, RoundOutcome, RoundState
-from specpilot.controllers.controller import BoolArray, IntArray
+from specpilot.controllers.controller import IntArray
 from specpilot.controllers.round_overhead import NO_OVERHEAD, RoundWork
 from specpilot.engine import Engine
 from specpilot.train.overhead_fit import MeasuredRounds
@@ -39,21 +39,26 @@ class WatchedController(Controller):
 
     def __init__(self, inner: Controller) -> None:
         self.inner = inner
-        self.asks_every_level, self.trims = inner.asks_every_level, inner.trims
-        self.level_features = inner.level_features
-        self.asked_levels, self.asked = 0, 0
+        self._follow()
+        self.num_asked_levels, self.num_asked = 0, 0
 
     def decide(self, state: RoundState) -> Decision:
         """See `Controller.decide`."""
         self.state = state
-        self.asked_levels, self.asked = 0, 0
-        return self.inner.decide(state)
+        self.num_asked_levels, self.num_asked = 0, 0
+        decision = self.inner.decide(state)
+        self._follow()
+        return decision
 
-    def keep_drafting(self, level: DraftLevel) -> BoolArray:
-        """See `Controller.keep_drafting`."""
-        self.asked_levels += 1
-        self.asked += len(level.requests)
-        return self.inner.keep_drafting(level)
+    def _follow(self) -> None:
+        self.asked_levels, self.trims = self.inner.asked_levels, self.inner.trims
+        self.level_features = self.inner.level_features
+
+    def new_lengths(self, level: DraftLevel) -> IntArray:
+        """See `Controller.new_lengths`."""
+        self.num_asked_levels += 1
+        self.num_asked += len(level.requests)
+        return self.inner.new_lengths(level)
 
     def verify_lengths(self, num_drafted: IntArray) -> IntArray:
         """See `Controller.verify_lengths`."""
@@ -91,8 +96,8 @@ class RoundMeter:
             levels=int(drafted.max()),
             drafted=int(drafted.sum()),
             verified=int(verified.sum()),
-            asked_levels=controller.asked_levels,
-            asked=controller.asked,
+            asked_levels=controller.num_asked_levels,
+            asked=controller.num_asked,
             noise_rows=int((drafted + 1)[state.temperature > 0].sum()),
         )
         phases = tuple(float(getattr(record, f"{kind}_seconds")) for kind in KINDS)

@@ -19,7 +19,7 @@ def live_vec_env(config: PpoConfig, material: Material) -> VecEnv:
     normaliser = material.normaliser
     heads = [sorted(set(choices)) for choices in zip(*config.tiers, strict=True)]
     indices = [np.asarray([own.index(part) for own, part in zip(heads, tier, strict=True)]) for tier in config.tiers]
-    lengths, prices, asks = heads
+    lengths, prices, looks = heads
 
     def make() -> gymnasium.Env:
         env = gymnasium.make(
@@ -34,7 +34,7 @@ def live_vec_env(config: PpoConfig, material: Material) -> VecEnv:
             max_num_seqs=config.max_num_seqs,
             lengths=lengths,
             prices=prices,
-            asks=asks,
+            looks=looks,
             target=Path(config.target),
             drafter=Path(config.drafter),
         )

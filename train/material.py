@@ -43,8 +43,8 @@ class Material:
         longest = config.longest
         if longest > trace.max_num_speculative_tokens:
             raise ValueError(
-                f"lengths go to {longest}, the recording to {trace.max_num_speculative_tokens}; shorten lengths, "
-                "planned_lengths and asked_lengths, or record longer drafts"
+                f"lengths go to {longest}, the recording to {trace.max_num_speculative_tokens}; shorten lengths "
+                "and planned_lengths, or record longer drafts"
             )
         learning, judging = split(trace, config.held_out_share, config.seed)
         predictor = _predictor(learning, config, output / "predictor.json")

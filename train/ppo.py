@@ -97,11 +97,11 @@ class PpoRun:
             seed=config.seed,
             device="cpu",  # A policy of this size is slower on an accelerator.
         )
-        # Begin where engines are today: mostly without questions.
+        # Begin where engines are today: mostly without looks.
         bias = model.policy.action_net.bias
         assert isinstance(bias, torch.Tensor)
         with torch.no_grad():
-            bias[[number for number, tier in enumerate(config.tiers) if not tier.has_questions]] += 1.0
+            bias[[number for number, tier in enumerate(config.tiers) if not tier.asked_levels]] += 1.0
         return model
 
     def _resume(self) -> None:

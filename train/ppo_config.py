@@ -32,15 +32,13 @@ class PpoConfig:
     backend: str = "replay"
     """``replay``: recorded requests, thousands of rounds a second; ``live``: the real pair; ``vllm``: in vLLM."""
     lengths: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 8)
-    """Speculation lengths a round may have without questions."""
-    prices: tuple[float, ...] = (0.6, 1.0, 1.4)
-    """Of a round with questions between the levels: what a second is worth, in multiples of what it earns."""
-    asked_lengths: tuple[int, ...] = (4, 8)
-    """Largest speculation lengths of a round with questions."""
-    planned_lengths: tuple[int, ...] = (3, 4, 8)
-    """Largest speculation lengths of a round whose lengths are planned from the requests' histories."""
-    planned_prices: tuple[float, ...] = (0.8, 0.9, 1.0)
+    """Speculation lengths that all requests of a round may have."""
+    planned_lengths: tuple[int, ...] = (4, 8)
+    """Largest speculation lengths of a round that is planned, from the requests' histories."""
+    prices: tuple[float, ...] = (0.8, 0.9, 1.0)
     """Of such a round: factor on what speculation costs."""
+    looks: tuple[int, ...] = (0, 1, 2)
+    """Of such a round: after how many of the first draft levels it is planned anew."""
     max_num_seqs: int = 32
     num_envs: int = 48
     total_steps: int = 300_000
@@ -95,25 +93,24 @@ class PpoConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.scenarios:
             raise ValueError("scenarios must name at least one kind of traffic")
-        for name in ("lengths", "asked_lengths", "prices", "planned_lengths", "planned_prices"):
+        for name in ("lengths", "planned_lengths", "prices", "looks"):
             if min(getattr(self, name), default=0) < 0:
                 raise ValueError(f"{name} must each be 0 or more, got {getattr(self, name)}")
         if not self.tiers:
-            raise ValueError("no action is left: give lengths, or asked_lengths with prices, or planned ones")
+            raise ValueError("no action is left: give lengths, or planned_lengths with prices and looks")
         if not 0 < self.held_out_share < 1:
             raise ValueError(f"held_out_share must lie between 0 and 1, got {self.held_out_share}")
 
     @property
     def tiers(self) -> tuple[Action, ...]:
-        """All actions: the constant lengths, then those planned from histories, then those with questions.
+        """All actions: the constant lengths, then those that are planned.
 
         One list, not a head for lengths and one for prices: the likeliest of each need not go together, and the longest
-        draft without a question is the worst action there is.
+        draft without a plan is the worst action there is.
         """
         constant = [Action(length, 0.0) for length in self.lengths]
-        planned = factored_tiers(self.planned_lengths, self.planned_prices, (False,))
-        asked = factored_tiers(self.asked_lengths, self.prices)
-        return tuple(dict.fromkeys((*constant, *planned, *asked)))
+        planned = factored_tiers(self.planned_lengths, self.prices, self.looks)
+        return tuple(dict.fromkeys((*constant, *planned)))
 
     @property
     def longest(self) -> int:

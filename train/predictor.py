@@ -14,13 +14,14 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from specpilot.controllers import LEVEL_FEATURES, AcceptancePredictor
 from specpilot.controllers.acceptance import FEATURE_OF_INPUT, LEVEL_INPUTS, level_inputs
-from specpilot.controllers.acceptance_history import HISTORY_DEPTHS, HISTORY_INPUTS, history_inputs
+from specpilot.controllers.acceptance_history import HISTORY_DEPTHS, HISTORY_INPUTS, LOWEST_RATE, history_inputs
 from specpilot.controllers.acceptance_rate import next_rate
 from specpilot.envs.scenario import mean_acceptance
 from specpilot.envs.trace import Trace
 
 Array = NDArray[Any]
 BATCH = 4096
+CARRIES = np.linspace(0.0, 1.0, 21)
 HISTORIES = 4
 """Runs through every request with random lengths, from which the logistics of a history learn."""
 
@@ -62,6 +63,8 @@ def level_rows(trace: Trace) -> LevelRows:
 class HistoryRows(NamedTuple):
     """Starts of rounds; ``R`` rows."""
 
+    position: Array
+    """``[R]`` index of the start position."""
     temperature: Array
     acceptance_rate: Array
     """``[R]`` as `RoundState.acceptance_rate` would have been; NaN in a request's first round."""
@@ -92,9 +95,10 @@ def history_rows(trace: Trace, seed: int) -> HistoryRows:
     whole = np.zeros(len(request), dtype=np.bool_)
     rows: list[HistoryRows] = []
     while len(request):
-        kept = trace.accepted_length[trace.first[request] + done].astype(np.int64)
+        position = trace.first[request] + done
+        kept = trace.accepted_length[position].astype(np.int64)
         left = trace.output_tokens[request] - done
-        rows.append(HistoryRows(trace.temperature[request], rate, whole, kept, left))
+        rows.append(HistoryRows(position, trace.temperature[request], rate, whole, kept, left))
         length = np.minimum(rng.integers(1, trace.max_num_speculative_tokens + 1, len(request)), left)
         accepted = np.minimum(kept, length)
         rate, whole = next_rates(rate, accepted, length), accepted == length
@@ -132,7 +136,8 @@ def fit_predictor(
     whole = np.zeros((len(LEVEL_INPUTS), hidden), dtype=np.float32)
     whole[read] = network["hidden_weight"]
     network["hidden_weight"] = whole
-    return AcceptancePredictor({**network, **_fit_history(trace, seed)})
+    found = AcceptancePredictor({**network, **_fit_history(trace, seed), "carry": [0.0]})
+    return AcceptancePredictor({**found.weights, "carry": [_fit_carry(found, trace, seed)]})
 
 
 def fit_what_is_told(trace: Trace, seed: int, hidden: int = 16) -> AcceptancePredictor:
@@ -203,6 +208,24 @@ def _fit_history(trace: Trace, seed: int) -> dict[str, Array]:
     weights = np.stack(fitted)
     assert weights.shape == (HISTORY_DEPTHS, len(HISTORY_INPUTS) + 1)
     return {"history_weight": weights[:, :-1], "history_bias": weights[:, -1]}
+
+
+def _fit_carry(predictor: AcceptancePredictor, trace: Trace, seed: int) -> float:
+    """`AcceptancePredictor.carry`: what makes a look at the first level say most of the third and later ones."""
+    rows, confidence = history_rows(trace, seed), _confidence(trace)
+    told = predictor.level(confidence[rows.position, 0], rows.temperature, 1)[1]
+    prior = predictor.history.chances(rows.acceptance_rate, rows.whole, rows.temperature)
+    prior, told = (
+        np.log(own / (1 - own)) for own in (chances.clip(LOWEST_RATE, 1 - LOWEST_RATE) for chances in (prior, told))
+    )
+    news, loss = told - prior[:, 1], np.zeros(len(CARRIES))
+    for depth in range(3, min(HISTORY_DEPTHS, trace.max_num_speculative_tokens) + 1):
+        own = rows.reaching(depth)
+        sign = np.where(rows.kept[own] >= depth, 1.0, -1.0)
+        for number, carry in enumerate(CARRIES):
+            score = prior[own, depth - 1] + carry ** (depth - 2) * news[own]
+            loss[number] += np.logaddexp(0.0, -sign * score).sum()
+    return float(CARRIES[int(loss.argmin())])
 
 
 def _fit_logistic(inputs: Array, labels: Array) -> Array:

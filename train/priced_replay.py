@@ -30,10 +30,10 @@ def _serve(
     prefill_chunk: int,
     max_length: int,
     price: float,
-    asks: bool,
+    looks: int,
 ) -> None:
     while begin(recording, schedule, fleet, costs, prefill_chunk, 0):
-        price_round(recording, schedule, fleet, costs, 0, max_length, price, asks)
+        price_round(recording, schedule, fleet, costs, 0, max_length, price, looks)
 
 
 def serve_priced(stage: Stage, recording: Recording, schedule: Schedule, action: Action) -> Served:
@@ -43,8 +43,8 @@ def serve_priced(stage: Stage, recording: Recording, schedule: Schedule, action:
     """
     engine = stage.engine(schedule)
     chunk = stage.config.prefill_chunk
-    length, price, asks = action
-    _serve(recording, schedule, engine.fleet, engine.costs, chunk, length, float(price), asks)
+    length, price = action.max_length, float(action.price)
+    _serve(recording, schedule, engine.fleet, engine.costs, chunk, length, price, action.asked_levels)
     return engine.serve(ConstantController(0), max_rounds=0)
 
 

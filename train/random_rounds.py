@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from specpilot.controllers import Controller, Decision, DraftLevel, RoundState
-from specpilot.controllers.controller import BoolArray, IntArray
+from specpilot.controllers.controller import EVERY_LEVEL, IntArray
 from specpilot.engine import SamplingParams
 from specpilot.envs.live import drop_requests
 from specpilot.train.live_rounds import LiveRound, RoundMeter, WatchedController
@@ -24,7 +24,7 @@ class RandomLoads(Controller):
     def __init__(self, rng: np.random.Generator, max_length: int) -> None:
         self._rng = rng
         self._max_length = max_length
-        self.asks_every_level = bool(rng.random() < 0.4)
+        self.asked_levels = int(rng.choice([0, 1, 2, EVERY_LEVEL], p=[0.55, 0.2, 0.1, 0.15]))
         self.trims = bool(rng.random() < 0.3)
         self._stop_probability = float(rng.choice([0.0, 0.1, 0.3]))
         self._fixed = int(rng.integers(0, max_length + 1)) if rng.random() < 0.5 else None
@@ -39,10 +39,9 @@ class RandomLoads(Controller):
         lengths[self._rng.random(count) < self._off_share] = 0
         return Decision(lengths)
 
-    def keep_drafting(self, level: DraftLevel) -> BoolArray:
-        """See `Controller.keep_drafting`."""
-        keep: BoolArray = self._rng.random(len(level.requests)) >= self._stop_probability
-        return keep
+    def new_lengths(self, level: DraftLevel) -> IntArray:
+        """See `Controller.new_lengths`."""
+        return level.going_on(self._rng.random(len(level.requests)) >= self._stop_probability)
 
     def verify_lengths(self, num_drafted: IntArray) -> IntArray:
         """See `Controller.verify_lengths`."""

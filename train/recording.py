@@ -186,11 +186,11 @@ class DraftWalker:
         def shared_noise(rows: NDArray[np.int64], depth: int) -> torch.Tensor | None:
             return None if noise is None else noise[torch.from_numpy(rows), depth - 1]
 
-        def keep_drafting(level: DraftLevel) -> NDArray[np.bool_]:
+        def new_lengths(level: DraftLevel) -> NDArray[np.int64]:
             levels.append(level)
-            return np.ones(len(level.requests), dtype=np.bool_)
+            return np.full(len(level.requests), self.longest)
 
-        return DraftContext(sampling, 0, shared_noise, keep_drafting, asks_last_level=True)
+        return DraftContext(sampling, 0, shared_noise, new_lengths, self.longest, asks_last_level=True)
 
 
 def _running(request: TextRequest, slot: int) -> Request:

@@ -60,12 +60,8 @@ class ScenarioTeacher:
             seed,
         )
         policy = judge.speeds(lambda rows: [self.policy.act(row) for row in rows])
-        # An action that asks all the time has never come near.
-        candidates = [number for number, action in enumerate(self.tiers) if not action.has_questions]
-        if not candidates:
-            return np.full(len(policy), -1)
-        gained = np.stack([judge.fixed(self.tiers[number]) for number in candidates]) / policy  # The same requests.
+        gained = np.stack([judge.fixed(action) for action in self.tiers]) / policy  # The same requests.
         median, low = np.median(gained, axis=2), np.quantile(gained, 0.25, axis=2)
         best = median.argmax(axis=0)
         beats = (median.max(axis=0) > 1 + MARGIN) & (low[best, np.arange(len(best))] > 1)
-        return np.where(beats, np.asarray(candidates)[best], -1)
+        return np.where(beats, best, -1)

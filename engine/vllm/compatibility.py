@@ -172,12 +172,9 @@ def missing_features(controller: Controller) -> tuple[str, ...]:
     if isinstance(controller, GuardedController):
         controller = controller.inner
     if isinstance(controller, PricedController):
-        tiers = getattr(controller.policy, "tiers", ())
-        if tiers and not any(tier.has_questions and tier.max_length > 0 for tier in tiers):
-            return ()
-        asks = True
+        asks = any(tier.asked_levels for tier in controller.policy.tiers)
     else:
-        asks = controller.asks_every_level or controller.trims
+        asks = bool(controller.asked_levels or controller.trims)
     if not asks:
         return ()
     return tuple(name for name in LEVEL_FEATURES if name in controller.level_features) or ("draft levels",)

@@ -25,14 +25,13 @@ def test_every_variant_is_a_configuration_that_differs_in_what_it_says(name: str
 
 
 def test_variants_without_a_kind_of_action_have_none_of_it() -> None:
-    def kinds(name: str) -> set[tuple[bool, bool]]:
-        return {(action.price > 0, action.asks) for action in settings(name).tiers}
+    def kinds(name: str) -> set[tuple[bool, int]]:
+        return {(action.price > 0, action.looks) for action in settings(name).tiers}
 
-    constant, asked, planned = (False, True), (True, True), (True, False)
-    assert kinds("full") == {constant, asked, planned}
+    constant, planned, looking = (False, 0), (True, 0), {(True, 1), (True, 2)}
+    assert kinds("full") == {constant, planned, *looking}
     assert kinds("constant lengths alone") == {constant}
-    assert kinds("no questions") == {constant, planned}
-    assert kinds("no plans") == {constant, asked}
+    assert kinds("no looks") == {constant, planned}
 
 
 def test_figures_are_geometric_means_over_scenarios() -> None:

@@ -22,6 +22,7 @@ def random_weights(seed: int = 0, hidden: int = 16) -> dict[str, Any]:
         "output_bias": rng.normal(size=2),
         "history_weight": rng.normal(size=(8, 5)),
         "history_bias": rng.normal(size=8),
+        "carry": [0.6],
     }
 
 
@@ -132,7 +133,7 @@ DAMAGE = {
     "no format": (without("format"), "'format' is not"),
     "another format": (at("format", value="specpilot trace"), "'format' is not"),
     "no version": (without("schema_version"), "'schema_version' is None"),
-    "another version": (at("schema_version", value=3), "'schema_version' is 3"),
+    "another version": (at("schema_version", value=9), "'schema_version' is 9"),
     "version a truth value": (at("schema_version", value=True), "'schema_version' is True"),
     "features in another order": (at("level_features", value=list(LEVEL_FEATURES[::-1])), "'level_features' must be"),
     "unknown input": (at("level_inputs", 0, value="mood"), "'level_inputs' must be"),

@@ -25,6 +25,7 @@ def predictor(read: tuple[str, ...] = READ) -> AcceptancePredictor:
             "output_bias": rng.normal(size=2),
             "history_weight": np.zeros((HISTORY_DEPTHS, len(HISTORY_INPUTS))),
             "history_bias": np.zeros(HISTORY_DEPTHS),
+            "carry": [0.6],
         }
     )
 

@@ -19,7 +19,7 @@ def draft(controller: AdaptiveVerificationController, margin: np.ndarray) -> Non
     unknown = np.full(batch, np.nan)
     for depth in range(depths):
         level = DraftLevel(depth + 1, np.arange(batch), unknown, unknown, margin[:, depth], unknown)
-        assert controller.keep_drafting(level).all()
+        assert (controller.new_lengths(level) > level.depth).all()
 
 
 def trained(costs: CostSurface, weight: list[float], bias: list[float]) -> AdaptiveVerificationController:
@@ -98,7 +98,7 @@ def test_no_request_verifies_more_than_it_drafted() -> None:
 def test_everything_is_verified_until_the_logistic_was_fitted_often_enough() -> None:
     rng = np.random.default_rng(0)
     controller = AdaptiveVerificationController(compute_bound(), 2, refit_interval=4, full_refits=2, min_observations=8)
-    assert controller.trims and controller.asks_every_level and tuple(controller.level_features) == ("margin",)
+    assert controller.trims and controller.asked_levels and tuple(controller.level_features) == ("margin",)
     trimmed = []
     for _ in range(12):
         draft(controller, rng.exponential(1.0, (8, 2)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from specpilot.controllers import ConfidenceThresholdController, DraftLevel, HeuristicScheduleController
+from specpilot.controllers import EVERY_LEVEL, ConfidenceThresholdController, DraftLevel, HeuristicScheduleController
 from specpilot.tests.support.rounds import round_state
 
 
@@ -39,12 +39,11 @@ def test_a_round_without_a_draft_changes_nothing_and_a_request_that_left_starts_
 
 def test_it_drafts_on_where_the_best_token_is_at_least_as_likely_as_the_threshold() -> None:
     controller = ConfidenceThresholdController(6)
-    assert controller.asks_every_level and tuple(controller.level_features) == ("top1_probability",)
+    assert controller.asked_levels and tuple(controller.level_features) == ("top1_probability",)
     assert controller.decide(round_state(2)).num_speculative_tokens.tolist() == [6, 6]
     unknown = np.full(3, np.nan)
     level = DraftLevel(1, np.arange(3), np.asarray([0.39, 0.4, 0.9]), unknown, unknown, unknown)
-    keep = controller.keep_drafting(level)
-    assert keep.dtype == np.bool_ and keep.tolist() == [False, True, True]
+    assert controller.new_lengths(level).tolist() == [1, EVERY_LEVEL, EVERY_LEVEL]
 
 
 def test_impossible_parameters_are_refused() -> None:

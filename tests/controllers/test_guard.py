@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 
 from specpilot.controllers import (
+    Action,
     ConstantController,
     Controller,
     ControllerFileError,
     Decision,
     DraftLevel,
+    FixedPolicy,
     GuardedController,
     GuardSettings,
     MissingFeatureError,
@@ -28,10 +30,10 @@ from specpilot.controllers import (
 )
 from specpilot.engine import Engine, EngineConfig, Pair, SamplingParams
 from specpilot.tests.support.controllers import TrimmingController
-from specpilot.tests.support.priced import controller, random_tree
+from specpilot.tests.support.priced import controller
 from specpilot.tests.support.rounds import round_state
 
-CALLS = ("decide", "keep_drafting", "verify_lengths", "observe")
+CALLS = ("decide", "new_lengths", "verify_lengths", "observe")
 QUIET = GuardSettings(budget_seconds=10.0, faults_in_a_row=10**9, probe_every=0)
 
 
@@ -69,16 +71,14 @@ class Faulty(TrimmingController):
         kind = str(self.rng.choice(self.kinds))
         if call == "observe" and kind not in ("error", "missing_feature", "overrun"):
             return answer
-        if call == "keep_drafting" and kind == "out_of_range":
-            kind = "wrong_type"
         self.done[kind] += 1
         return FAULTS[kind](answer)
 
     def decide(self, state: RoundState) -> Decision:
         return Decision(self._answer("decide", super().decide(state).num_speculative_tokens))
 
-    def keep_drafting(self, level: DraftLevel) -> Any:
-        return self._answer("keep_drafting", super().keep_drafting(level))
+    def new_lengths(self, level: DraftLevel) -> Any:
+        return self._answer("new_lengths", super().new_lengths(level))
 
     def verify_lengths(self, num_drafted: Any) -> Any:
         return self._answer("verify_lengths", super().verify_lengths(num_drafted))
@@ -152,16 +152,16 @@ def test_a_sound_controller_is_not_interfered_with(tiny_pair: Pair) -> None:
 
 
 def test_what_the_engine_reads_is_that_of_who_decided() -> None:
-    inner = controller(random_tree(0))
+    inner = controller(FixedPolicy(Action(8, 1.0, 2)))
     inner.level_features = ("margin",)
     guarded = GuardedController(inner, ConstantController(2), GuardSettings(probe_every=0, suspended_rounds=2))
     guarded.decide(round_state(2))
-    assert (guarded.asks_every_level, guarded.trims, guarded.level_features) == (True, True, ("margin",))
+    assert (guarded.asked_levels, guarded.trims, guarded.level_features) == (2, True, ("margin",))
     decision = guarded.decide(round_state(2, kv_free=math.nan, acceptance_rate=math.inf, context_length=-(10**9)))
     assert decision.num_speculative_tokens.tolist() == [2, 2] and guarded.report.faults.total() == 1
-    assert (guarded.asks_every_level, guarded.trims) == (False, False)
+    assert (guarded.asked_levels, guarded.trims) == (0, False)
     guarded.decide(round_state(2))
-    assert guarded.asks_every_level
+    assert guarded.asked_levels == 2
     inner.level_features = ("moon_phase",)
     assert guarded.decide(round_state(2)).num_speculative_tokens.tolist() == [2, 2]
     assert guarded.report.faults["missing_feature"] == 1

@@ -66,10 +66,10 @@ def test_a_tree_finds_the_one_leaf_whose_conditions_all_hold(seed: int) -> None:
 def test_a_tree_reads_well() -> None:
     assert stump().text().splitlines() == [
         "decoding <= 4?",
-        "  yes: asked up to 8, price 0.5",
+        "  yes: planned up to 8, price 0.5",
         "  no: gain <= 1.5?",
         "    yes: off",
-        "    no: asked up to 4, price 1",
+        "    no: planned up to 4, price 1",
     ]
 
 
@@ -88,7 +88,7 @@ def test_a_tree_reads_well() -> None:
         ({"tiers": []}, "'tiers' must be 1"),
         ({"tiers": [Action(0, 1.0), Action(-1, 1.0), Action(1, 1.0)]}, "'max_length' of tier 1"),
         ({"tiers": [Action(0, 1.0), Action(1, np.inf), Action(1, 1.0)]}, "'price' of tier 1"),
-        ({"tiers": [Action(0, 1.0), Action(1, 1.0, 2), Action(1, 1.0)]}, "'asks' of tier 1"),
+        ({"tiers": [Action(0, 1.0), Action(1, 1.0, -2), Action(1, 1.0)]}, "'looks' of tier 1"),
         ({"feature_names": ["decoding", "moon_phase"]}, "'moon_phase' does not exist"),
         ({"feature_names": ["gain", "gain"]}, "named twice"),
     ],

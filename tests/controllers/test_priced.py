@@ -18,108 +18,118 @@ from specpilot.controllers import (
     PricedController,
     RoundState,
 )
-from specpilot.controllers.cost_table import CHUNK_STEP, interpolate
-from specpilot.controllers.price_rule import (
-    choose_going,
-    choose_starters,
-    choose_verified,
-    descending,
-    request_weights,
-    verify_curve,
-)
+from specpilot.controllers.acceptance_history import LOWEST_RATE
+from specpilot.controllers.cost_table import interpolate
+from specpilot.controllers.price_rule import RoundSeconds, plan_lengths, verify_curve
 from specpilot.tests.support.priced import controller, play, random_level, random_mlp, random_state, random_tree
 from specpilot.tests.support.rounds import compute_bound, memory_bound, moderate, outcome, round_state
 
 
 class ByTheRule(Controller):
-    """The functions of `price_rule` one after the other, for what ``model`` has chosen as its action."""
+    """`price_rule.plan_lengths` before the round and after every look, for what ``model`` has chosen as its action."""
 
-    asks_every_level = trims = True
+    trims = True
 
     def __init__(self, model: PricedController) -> None:
         self.model, self.costs = model, model.costs
+        self.action = model.policy.act(np.zeros(0))
+        self.asked_levels = self.action.asked_levels
 
     def decide(self, state: RoundState) -> Decision:
-        costs, requests, gain = self.costs, len(state.request_ids), self.model.history[16] / self.model.history[17]
-        batch, longest = min(requests, costs.max_batch), float(state.context_length.max())
-        action = self.model.policy.act(np.zeros(0))
-        work = costs.overhead
-        plain = interpolate(costs.verify, batch, 1.0, longest) + work[0] + batch * work[1]
-        self.worth = action.price * gain * batch / plain
-        counts = np.arange(requests + 1)
-        level = [interpolate(costs.draft, min(int(n), costs.max_batch), 1.0, longest) for n in counts]
-        self.draft = np.asarray(level) + (work[3] + work[6]) * counts
-        verify = np.asarray([interpolate(costs.verify, batch, float(n), longest) for n in range(costs.verify.shape[1])])
-        self.curve = verify_curve(verify, batch, requests * action.max_length)
-        self.curve = self.curve + work[4] * np.arange(len(self.curve))
-        self.per_level = work[2] + work[5]
-        self.state, self.survival, self.planned = state, np.ones(requests), 0
-        self.survivals = np.zeros((requests, action.max_length))
-        chances = self.model.predictor.history.of_state(state)
-        chance, weight = chances[:, 0], request_weights(chances, action.max_length)
-        self.weight = weight
+        requests = len(state.request_ids)
+        self.state, self.noisy = state, state.temperature > 0
+        self.seconds = self.prices(requests, float(state.context_length.max()))
+        self.prior = self.model.predictor.history.of_state(state)
+        self.chance = self.prior.copy()
+        self.spent = self.seconds.plain + self.seconds.noise * self.noisy.sum()
         allowed = np.minimum(state.max_num_speculative_tokens, self.model.maximum)
-        able = np.flatnonzero(allowed > 0)
-        behind = np.zeros(requests)
-        for row in np.flatnonzero(state.lag > 1):
-            seconds = interpolate(costs.catch_up, 1, max(state.lag[row] / CHUNK_STEP, 1.0), longest)
-            behind[row] = seconds / max(state.tokens_left[row] / gain, 1.0)
-        self.lengths = np.zeros(requests, dtype=np.int64)
-        if len(able):
-            able = able[descending(weight[able] * chance[able] - self.worth * behind[able])]
-            drafts = self.draft[: len(able) + 1]
-            fixed, most = float(work[8]), action.max_length
-            count = choose_starters(
-                chance[able], weight[able], behind[able], drafts, self.curve, fixed, self.per_level, most, self.worth
-            )
-            self.lengths[able[:count]] = np.minimum(allowed[able[:count]], most)
-        return Decision(self.lengths)
+        self.planned = self.plan(allowed, np.zeros(requests, dtype=np.int64), state.lag <= 1, 0)
+        self.spent += self.seconds.fixed
+        self.bound = np.minimum(allowed, self.action.max_length) * (self.planned > 0)
+        if not self.asked_levels:
+            self.bound = self.planned
+        self.now = self.bound.copy()
+        return Decision(self.bound)
 
-    def keep_drafting(self, level: DraftLevel) -> np.ndarray:
-        own = level.requests
+    def prices(self, requests: int, longest: float) -> RoundSeconds:
+        costs, work = self.costs, self.costs.overhead
+        batch, counts = min(requests, costs.max_batch), np.arange(requests + 1)
+        level = [interpolate(costs.draft, min(int(n), costs.max_batch), 1.0, longest) for n in counts]
+        verify = np.asarray([interpolate(costs.verify, batch, float(n), longest) for n in range(costs.verify.shape[1])])
+        curve = verify_curve(verify, batch, requests * self.action.max_length)
+        return RoundSeconds(
+            plain=interpolate(costs.verify, batch, 1.0, longest) + work[0] + batch * work[1],
+            draft=(np.asarray(level) + work[3] * counts) * (counts > 0),
+            curve=curve + work[4] * np.arange(len(curve)),
+            fixed=work[8],
+            per_level=work[2],
+            noise=work[7],
+            stop=interpolate(costs.catch_up, 1, 1.0, longest),
+            look=work[5],
+            answer=work[6],
+        )
+
+    def plan(self, allowed: np.ndarray, drafted: np.ndarray, warm: np.ndarray, depth: int) -> np.ndarray:
+        length, price = self.action.max_length, self.action.price
+        return plan_lengths(
+            self.chance, allowed, drafted, warm, self.noisy, self.seconds, self.spent, length, price, depth
+        )
+
+    def new_lengths(self, level: DraftLevel) -> np.ndarray:
+        own, depth = level.requests, level.depth
         told = np.stack([level.top1_probability, level.entropy, level.margin, level.agreement], axis=1)
-        accepted, following = self.model.predictor.level(told, self.state.temperature[own], level.depth)
-        self.survival[own] *= accepted
-        weighted = self.survival[own] * self.weight[own]
-        self.survivals[own, level.depth - 1] = weighted
-        self.planned += len(own)
-        hope = np.where(self.lengths[own] > level.depth, weighted * following, -1.0)
-        order = descending(hope)[: np.count_nonzero(hope >= 0)]
-        start = min(self.planned, len(self.curve) - 1 - len(order))
-        curve = self.curve[start : start + len(order) + 1]
-        going = np.zeros(len(own), dtype=bool)
-        if len(order):
-            count = choose_going(hope[order], self.draft[: len(order) + 1], curve, self.per_level, self.worth)
-            going[order[:count]] = True
-        return going
+        accepted, following = self.model.predictor.level(told, self.state.temperature[own], depth)
+        self.chance[own, depth - 1] = accepted
+        if depth < 8:
+            self.chance[own, depth] = following
+            news = odds(following) - odds(self.prior[own, depth])
+            for further in range(depth + 1, 8):
+                carried = self.model.predictor.carry ** (further - depth) * news
+                self.chance[own, further] = 1 / (1 + np.exp(-odds(self.prior[own, further]) - carried))
+        going = self.now >= depth
+        self.spent += self.seconds.draft[going.sum()] + self.seconds.per_level + self.seconds.look
+        self.spent += self.seconds.noise * (going & self.noisy).sum() + self.seconds.answer * len(own)
+        drafted = np.minimum(self.now, depth)
+        allowed = drafted.copy()
+        allowed[own] = self.bound[own]
+        self.planned = self.plan(allowed, drafted, np.zeros(len(going), dtype=bool), depth)
+        self.now[own] = np.maximum(self.planned[own], depth)
+        return self.now[own]
 
     def verify_lengths(self, num_drafted: np.ndarray) -> np.ndarray:
-        flat = np.sort(self.survivals[self.survivals > 0])[::-1]
-        kept = choose_verified(flat, self.curve[: len(flat) + 1], self.worth)
-        return (self.survivals >= flat[kept - 1]).sum(axis=1) if kept else np.zeros_like(num_drafted)
+        return np.minimum(self.planned, num_drafted)
+
+
+def odds(chance: np.ndarray) -> np.ndarray:
+    inside = np.clip(chance, LOWEST_RATE, 1 - LOWEST_RATE)
+    return np.log(inside / (1 - inside))
 
 
 @pytest.mark.parametrize("costs", [moderate, memory_bound, compute_bound])
 @pytest.mark.parametrize("batch", [1, 2, 5, 8, 13])
 def test_every_choice_is_that_of_the_price_rule(batch: int, costs: Any) -> None:
-    rng, drafted, trimmed = np.random.default_rng(batch), 0, 0
-    for trial in range(90):
-        policy = FixedPolicy(Action(int(rng.integers(1, 9)), float(rng.choice([0.25, 0.5, 1.0, 2.0]))))
-        own = controller(policy, costs())
-        own.history[16] = float(rng.uniform(0.8, 3))
+    rng, drafted, trimmed, stopped, seen = np.random.default_rng(batch), 0, 0, 0, set[int]()
+    for trial in range(120):
+        action = Action(
+            int(rng.integers(1, 9)), float(rng.choice([0.25, 0.5, 1.0, 2.0])), int(rng.choice([0, 1, 2, 8]))
+        )
+        own = controller(FixedPolicy(action), costs())
         state, seed = random_state(batch, rng), (batch, trial)
         expected = play(ByTheRule(own), state, np.random.default_rng(seed), 0.7)
         assert play(own, state, np.random.default_rng(seed), 0.7) == expected
         drafted += sum(expected[1])
+        stopped += sum(expected[0]) - sum(expected[1])
         trimmed += sum(expected[1]) - sum(expected[2])
-    assert costs is compute_bound or (drafted > 60 and (batch == 1 or trimmed > 0 or costs is memory_bound))
+        seen |= set(expected[1])
+    assert costs is compute_bound or (drafted > 100 and stopped > 20 and len(seen) > 2)
+    assert costs is not moderate or batch < 5 or trimmed > 0
 
 
 @pytest.mark.parametrize("batch", [1, 4, 8])
 def test_it_is_off_where_verification_is_compute_bound_and_on_where_it_is_memory_bound(batch: int) -> None:
-    sure = AcceptancePredictor.uninformed(0.8)
+    likely, sure = AcceptancePredictor.uninformed(0.8), AcceptancePredictor.uninformed(0.97)
     state = round_state(batch, acceptance_rate=0.8)
-    off = controller(surface=compute_bound(), predictor=sure).decide(state)
+    off = controller(surface=compute_bound(), predictor=likely).decide(state)
     on = controller(surface=memory_bound(), predictor=sure).decide(state)
     assert off.num_speculative_tokens.tolist() == [0] * batch
     assert on.num_speculative_tokens.tolist() == [8] * batch
@@ -143,7 +153,7 @@ def test_confident_drafts_grow_longer(batch: int) -> None:
     inside = np.zeros((12, 1))
     inside[0] = 4.0
     weights: dict[str, Any] = {"hidden_weight": inside, "hidden_bias": [-2.0], "output_weight": np.full((1, 2), 4.0)}
-    history = {"history_weight": np.zeros((8, 5)), "history_bias": np.ones(8)}
+    history = {"history_weight": np.zeros((8, 5)), "history_bias": np.ones(8), "carry": [0.6]}
     predictor = AcceptancePredictor(weights | {"output_bias": [0.0, 0.0]} | history)
     drafted = []
     for sure in (0.1, 0.5, 0.95):
@@ -179,7 +189,7 @@ def test_it_is_deterministic() -> None:
 
 
 def test_batches_and_contexts_beyond_the_cost_table_are_decided_too() -> None:
-    own = controller(FixedPolicy(Action(8, 1.0)), max_batch=4, predictor=AcceptancePredictor.uninformed(0.8))
+    own = controller(FixedPolicy(Action(8, 1.0)), max_batch=4, predictor=AcceptancePredictor.uninformed(0.97))
     for batch in (5, 9, 64):
         lengths, drafted, _ = play(own, round_state(batch, context_length=5000), np.random.default_rng(batch))
         assert lengths == [8] * batch and min(drafted) > 0
@@ -200,4 +210,4 @@ def test_a_confidence_that_is_no_number_is_named() -> None:
         level = random_level(1, np.arange(batch), np.random.default_rng(0))
         level.margin[0] = np.nan
         with pytest.raises(MissingFeatureError, match="'margin'"):
-            own.keep_drafting(level)
+            own.new_lengths(level)

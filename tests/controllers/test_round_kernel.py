@@ -13,16 +13,14 @@ from specpilot.controllers import compiled as compiled_module
 from specpilot.controllers import round_kernel as kernel
 from specpilot.controllers.acceptance_table import AcceptanceTable
 from specpilot.controllers.batch_round import warm_up
+from specpilot.controllers.price_rule import RoundSeconds
 from specpilot.tests.support.priced import controller, play, random_predictor, random_state
 from specpilot.tests.support.rounds import moderate
 
 COMPILED: tuple[Any, ...] = (
-    kernel.starting_lengths,
     kernel.look_up,
-    kernel.go_on,
-    kernel.verified_lengths,
+    kernel.look,
     compiled_module.plan_lengths,
-    compiled_module.request_weights,
 )
 
 
@@ -40,43 +38,40 @@ def test_nothing_is_compiled_while_requests_wait() -> None:
     warm_up()
     before = [list(own.signatures) for own in COMPILED]
     rng, drafted = np.random.default_rng(0), 0
-    for asks in (True, False):
+    for looks in (0, 1, 2, 8):
         for price in (0.5, 1, np.float64(2.0)):
             for batch in (2, 3, 8, 30):
-                own = quick_controller(Action(int(rng.integers(1, 9)), price, asks))
+                own = quick_controller(Action(int(rng.integers(1, 9)), price, looks))
                 drafted += sum(play(own, random_state(batch, rng), rng, 0.7)[1])
     assert drafted > 40
     assert [list(own.signatures) for own in COMPILED] == before
 
 
 def test_python_and_compiled_lines_answer_alike() -> None:
-    rng = np.random.default_rng(1)
+    rng, python = np.random.default_rng(1), kernel.look.py_func  # type: ignore[attr-defined]
+    stopped = 0
     for _ in range(50):
         batch, longest = int(rng.integers(2, 9)), int(rng.integers(1, 9))
-        draft = np.sort(rng.uniform(0, 1, batch + 1))
+        draft = np.concatenate([[0.0], np.sort(rng.uniform(0.05, 0.2, batch))])
         curve = np.sort(rng.uniform(0, 1, batch * longest + 1))
-        chance, weight, behind = rng.random(batch), rng.uniform(0.5, 2, batch), rng.uniform(0, 0.1, batch)
-        allowed = rng.integers(0, longest + 1, batch)
-        start: Any = kernel.starting_lengths
-        arguments = (chance, weight, behind, allowed, draft, curve, 0.1, 0.1, longest, 0.8)
-        lengths = start(*arguments)
-        assert np.array_equal(lengths, start.py_func(*arguments))
-        told = rng.random((batch, 2)).astype(np.float32)
-        go: Any = kernel.go_on
-        both = [(np.ones(batch), np.zeros((batch, longest))) for _ in range(2)]
-        for depth in range(1, int(lengths.max()) + 1):
-            asked = np.flatnonzero(lengths >= depth)
-            answers = [
-                function(asked, depth, told, *arrays, weight, lengths, draft, curve, 0.05, 0.4)
-                for function, arrays in zip((go, go.py_func), both, strict=True)
-            ]
-            assert np.array_equal(*answers)
-        verified: Any = kernel.verified_lengths
-        found = [
-            function(arrays[1], lengths, curve, 0.4)
-            for function, arrays in zip((verified, verified.py_func), both, strict=True)
+        seconds = RoundSeconds(1.0, draft, curve, 0.1, 0.05, 0.01, 0.3, 0.02, 0.002)
+        bound, prior = rng.integers(1, longest + 1, batch), rng.uniform(0.1, 0.95, (batch, 8))
+        noisy = rng.random(batch) < 0.5
+        rounds = [
+            kernel.Drafting(prior, prior.copy(), noisy, bound, bound.copy(), bound.copy(), np.ones(1)) for _ in range(2)
         ]
-        assert np.array_equal(*found)
+        for depth in range(1, longest + 1):
+            asked = np.flatnonzero(rounds[0].length >= depth)
+            told = rng.random((len(asked), 2)).astype(np.float32)
+            answers = [
+                function(own, asked, told, depth, 0.6, seconds, longest, 1.0)
+                for function, own in zip((kernel.look, python), rounds, strict=True)
+            ]
+            assert np.array_equal(*answers) and (answers[0] >= depth).all()
+            for one, other in zip(*rounds, strict=True):
+                assert np.allclose(one, other, rtol=1e-12)
+            stopped += int((answers[0] == depth).sum())
+    assert stopped > 50
 
 
 @pytest.mark.parametrize("unknown", ["margin", "agreement"])

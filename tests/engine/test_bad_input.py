@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from specpilot.controllers import ConstantController, Controller, Decision, RoundState
+from specpilot.controllers import EVERY_LEVEL, ConstantController, Controller, Decision, RoundState
 from specpilot.engine import ControllerError, Engine, EngineConfig, FinishReason, Pair, RequestError, SamplingParams
 
 GOOD = [1, 2, 3]
@@ -206,9 +206,9 @@ def test_small_integer_types_are_decisions_too(engine: Engine) -> None:
 class Raising(ConstantController):
     """Fails in the middle of a draft."""
 
-    asks_every_level = True
+    asked_levels = EVERY_LEVEL
 
-    def keep_drafting(self, level: object) -> NDArray[np.bool_]:
+    def new_lengths(self, level: object) -> NDArray[np.int64]:
         raise FloatingPointError("mine")
 
 
@@ -226,12 +226,12 @@ def test_a_controller_that_raises_loses_no_request(engine: Engine) -> None:
     assert [engine.take_result(request_id).token_ids for request_id in ids] == [output.token_ids for output in plain]
 
 
-@pytest.mark.parametrize("answer", [[True], [[True, True]], [0.5, 1.0], None], ids=repr)
-def test_a_bad_answer_to_stop_or_continue_is_a_controller_error(engine: Engine, answer: Any) -> None:
+@pytest.mark.parametrize("answer", [[2], [[2, 2]], [0.5, 1.0], [True, True], [0, 4], None], ids=repr)
+def test_a_bad_answer_between_levels_is_a_controller_error(engine: Engine, answer: Any) -> None:
     class Odd(ConstantController):
-        asks_every_level = True
+        asked_levels = EVERY_LEVEL
 
-        def keep_drafting(self, level: object) -> NDArray[np.bool_]:
+        def new_lengths(self, level: object) -> NDArray[np.int64]:
             return None if answer is None else np.asarray(answer)  # type: ignore[return-value]
 
     plain = engine.generate([GOOD, [5, 6]], good_params())

@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from specpilot.controllers import LEVEL_FEATURES, ConstantController, DraftLevel
+from specpilot.controllers import EVERY_LEVEL, LEVEL_FEATURES, ConstantController, DraftLevel
 from specpilot.engine import ControllerError, Engine, EngineConfig, Pair, SamplingParams
 from specpilot.engine.draft_growth import ChosenTokens
 from specpilot.engine.level_features import draft_level
@@ -21,16 +21,16 @@ SUBSETS = [subset for size in range(5) for subset in itertools.combinations(LEVE
 class Noting(ConstantController):
     """Drafts five tokens and notes every level."""
 
-    asks_every_level = True
+    asked_levels = EVERY_LEVEL
 
     def __init__(self, features: Collection[str]) -> None:
         super().__init__(5)
         self.level_features = features
         self.levels: list[DraftLevel] = []
 
-    def keep_drafting(self, level: DraftLevel) -> NDArray[np.bool_]:
+    def new_lengths(self, level: DraftLevel) -> NDArray[np.int64]:
         self.levels.append(level)
-        return (level.requests + level.depth) % 5 != 0
+        return level.going_on((level.requests + level.depth) % 5 != 0)
 
 
 def serve(pair: Pair, controller: ConstantController, temperatures: list[float]) -> list[tuple[int, ...]]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from specpilot.controllers import ConstantController, DraftLevel, RoundState
+from specpilot.controllers import EVERY_LEVEL, ConstantController, DraftLevel, RoundState
 from specpilot.controllers.controller import Decision
 from specpilot.engine import Draft, DraftContext, Engine, EngineConfig, Pair, SamplingParams
 from specpilot.engine.model_drafter import ModelDrafter
@@ -60,14 +60,14 @@ class Asking(RandomController):
         self.level_features = ("agreement",) if self.num_rounds > self.first_round else ("margin",)
         return super().decide(state)
 
-    def keep_drafting(self, level: DraftLevel) -> NDArray[np.bool_]:
+    def new_lengths(self, level: DraftLevel) -> NDArray[np.int64]:
         if "agreement" in self.level_features:
             for row, value in zip(level.requests.tolist(), level.agreement.tolist(), strict=True):
                 key = (self._state.request_ids[row], int(self._state.context_length[row]), level.depth)
                 self.told[key] = value
         else:
             assert np.isnan(level.agreement).all()
-        return super().keep_drafting(level)
+        return super().new_lengths(level)
 
 
 class Remembering(ModelDrafter):
@@ -123,7 +123,7 @@ def test_agreement_is_what_a_search_through_the_committed_text_finds(
 
 def test_no_index_is_kept_unless_asked_for(micro_pair: Pair) -> None:
     class Margin(ConstantController):
-        asks_every_level = True
+        asked_levels = EVERY_LEVEL
         level_features = ("margin",)
 
     for controller in (ConstantController(3), Margin(3)):

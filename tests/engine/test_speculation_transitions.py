@@ -14,7 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from specpilot.controllers import ConstantController, Decision, DraftLevel, RoundState
+from specpilot.controllers import EVERY_LEVEL, ConstantController, Decision, DraftLevel, RoundState
 from specpilot.engine import Draft, DraftContext, Engine, EngineConfig, Pair, RequestOutput, SamplingParams
 from specpilot.engine.model_drafter import ModelDrafter
 from specpilot.engine.noise import TARGET_STREAM
@@ -363,7 +363,7 @@ def test_stop_or_continue_is_asked_about_the_requests_of_the_round(tiny_pair: Pa
     class Asking(RandomController):
         def __init__(self) -> None:
             super().__init__(seed=0)
-            self.asks_every_level = True
+            self.asked_levels = EVERY_LEVEL
             self.rows: set[int] = set()
             self.ids: tuple[str, ...] = ()
 
@@ -372,10 +372,10 @@ def test_stop_or_continue_is_asked_about_the_requests_of_the_round(tiny_pair: Pa
             self.ids = state.request_ids
             return Decision(np.asarray([0 if "off" in request_id else 4 for request_id in state.request_ids]))
 
-        def keep_drafting(self, level: DraftLevel) -> NDArray[np.bool_]:
+        def new_lengths(self, level: DraftLevel) -> NDArray[np.int64]:
             assert not any("off" in self.ids[row] for row in level.requests)
             self.rows.update(level.requests.tolist())
-            return np.ones(len(level.requests), dtype=np.bool_)
+            return super().new_lengths(level)
 
     controller = Asking()
     engine = Engine(tiny_pair, EngineConfig(max_model_len=64), controller)
@@ -387,12 +387,12 @@ def test_stop_or_continue_is_asked_about_the_requests_of_the_round(tiny_pair: Pa
 
 def test_stop_or_continue_stops_one_request_while_another_goes_on(tiny_pair: Pair) -> None:
     class StopsFirst(ConstantController):
-        asks_every_level = True
+        asked_levels = EVERY_LEVEL
 
-        def keep_drafting(self, level: DraftLevel) -> NDArray[np.bool_]:
+        def new_lengths(self, level: DraftLevel) -> NDArray[np.int64]:
             assert (level.top1_probability > 0).all() and (level.top1_probability <= 1).all()
             assert (level.entropy >= 0).all() and (level.margin >= 0).all()
-            return np.asarray([row != 0 or level.depth < 2 for row in level.requests])
+            return level.going_on(np.asarray([row != 0 or level.depth < 2 for row in level.requests]))
 
     engine = Engine(tiny_pair, EngineConfig(max_model_len=64), StopsFirst(5))
     for temperature in (0.0, 1.0):

@@ -79,9 +79,9 @@ def test_everything_drafted_is_verified_in_rejection_mode(tiny_pair: Pair) -> No
         def verify_lengths(self, num_drafted: NDArray[np.int64]) -> NDArray[np.int64]:
             raise AssertionError("asked in rejection mode")
 
-        def keep_drafting(self, level: DraftLevel) -> NDArray[np.bool_]:
+        def new_lengths(self, level: DraftLevel) -> NDArray[np.int64]:
             assert (level.depth < self._lengths[level.requests]).all(), "a request at its length was asked about"
-            return super().keep_drafting(level)
+            return super().new_lengths(level)
 
     engine = Engine(tiny_pair, EngineConfig(max_model_len=64, verification="rejection"), Forbidden(seed=0))
     engine.generate([[1, 2, 3]] * 6, PARAMS)

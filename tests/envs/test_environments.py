@@ -107,7 +107,7 @@ def test_rewards_are_what_the_manual_says(kind: str) -> None:
 
 
 def test_actions_are_what_the_price_rule_is_told() -> None:
-    env = SpeculationLengthEnv(**settings(lengths=(0, 2, 6), prices=(0.0, 1.0, 50.0), asks=(True, False)))
+    env = SpeculationLengthEnv(**settings(lengths=(0, 2, 6), prices=(0.0, 1.0, 50.0), looks=(0, 1, 3)))
     drafted = {}
     for action in ([0, 1, 0], [1, 0, 0], [2, 0, 0], [2, 2, 0], [2, 2, 1], [2, 0, 1], [2, 1, 1]):
         env.reset(seed=0)

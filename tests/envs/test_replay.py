@@ -126,9 +126,9 @@ def test_compiled_rule_serves_like_the_priced_controller(traffic: Traffic) -> No
     trace, costs = random_trace(), rich_costs()
     schedule = make_schedule(trace, traffic, costs, CONFIG.max_num_seqs, 40, np.random.default_rng(1))
     seen = set()
-    asked = (Action(0, 1.0), Action(2, 0.5), Action(6, 0.7), Action(6, 1.0), Action(4, 3.0))
-    planned = (Action(0, 1.0, False), Action(2, 0.5, False), Action(6, 1.0, False), Action(4, 3.0, False))
-    for action in asked + planned:
+    planned = (Action(0, 1.0), Action(2, 0.5), Action(6, 1.0), Action(4, 3.0))
+    looking = (Action(0, 1.0, 1), Action(2, 0.5, 1), Action(6, 0.7, 2), Action(6, 1.0, 1), Action(4, 3.0, 6))
+    for action in planned + looking:
         controller = PricedController(
             FixedPolicy(action), random_predictor(), rich_surface(), LONGEST, MAX_BATCH, MAX_CONTEXT
         )

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from specpilot.controllers import Controller, Decision, DraftLevel, RoundState
+from specpilot.controllers import EVERY_LEVEL, Controller, Decision, DraftLevel, RoundState
 
 
 class RandomController(Controller):
     """A random length per request and round, and a coin after every level."""
 
     def __init__(self, seed: int, max_length: int = 8, stop_probability: float = 0.15) -> None:
-        self.asks_every_level = stop_probability > 0
+        self.asked_levels = EVERY_LEVEL if stop_probability > 0 else 0
         self._rng = np.random.default_rng(seed)
         self._max_length = max_length
         self._stop_probability = stop_probability
@@ -22,9 +22,8 @@ class RandomController(Controller):
     def decide(self, state: RoundState) -> Decision:
         return Decision(self._rng.integers(0, self._max_length + 1, size=len(state.request_ids)))
 
-    def keep_drafting(self, level: DraftLevel) -> NDArray[np.bool_]:
-        keep: NDArray[np.bool_] = self._rng.random(len(level.requests)) >= self._stop_probability
-        return keep
+    def new_lengths(self, level: DraftLevel) -> NDArray[np.int64]:
+        return level.going_on(self._rng.random(len(level.requests)) >= self._stop_probability)
 
 
 class TrimmingController(RandomController):
@@ -44,14 +43,14 @@ class TrimmingController(RandomController):
         self._drafted = np.zeros(len(self._lengths), dtype=np.int64)
         return decision
 
-    def keep_drafting(self, level: DraftLevel) -> NDArray[np.bool_]:
+    def new_lengths(self, level: DraftLevel) -> NDArray[np.int64]:
         assert (self._drafted[level.requests] == level.depth - 1).all() and (level.requests >= 0).all()
         assert (level.depth <= self._lengths[level.requests]).all()
         self._drafted[level.requests] = level.depth
-        return super().keep_drafting(level)
+        return super().new_lengths(level)
 
     def verify_lengths(self, num_drafted: NDArray[np.int64]) -> NDArray[np.int64]:
-        if self.asks_every_level:  # every level of every request was shown, the last ones included
+        if self.asked_levels:  # every level of every request was shown, the last ones included
             assert num_drafted.tolist() == self._drafted.tolist()
         lengths = self._rng.integers(0, num_drafted + 1)
         self.num_trimmed += int((num_drafted - lengths).sum())

@@ -40,6 +40,7 @@ def random_predictor(seed: int = 0, hidden: int = 4) -> AcceptancePredictor:
             "output_bias": rng.normal(size=2) + 1,
             "history_weight": rng.normal(size=(HISTORY_DEPTHS, len(HISTORY_INPUTS))),
             "history_bias": rng.normal(size=HISTORY_DEPTHS) + 1,
+            "carry": [0.6],
         }
     )
 
@@ -75,7 +76,7 @@ def controller(policy: Policy | None = None, surface: CostSurface | None = None,
     """A priced controller for small batches and contexts, so that it is made in a moment."""
     settings = {"predictor": random_predictor(), "max_batch": 8, "max_context": 96} | settings
     predictor = settings.pop("predictor")
-    return PricedController(policy or FixedPolicy(Action(8, 1.0)), predictor, surface or memory_bound(), **settings)
+    return PricedController(policy or FixedPolicy(Action(8, 1.0, 8)), predictor, surface or memory_bound(), **settings)
 
 
 def random_state(batch: int, rng: np.random.Generator) -> RoundState:
@@ -110,13 +111,13 @@ def play(own: Controller, state: RoundState, rng: np.random.Generator, sure: flo
     confidences = [random_level(depth, np.arange(batch), rng, sure) for depth in range(1, 9)]
     agreed = rng.integers(0, 9, batch)
     lengths = np.minimum(own.decide(state).num_speculative_tokens, state.max_num_speculative_tokens)
-    drafted, active = np.zeros(batch, dtype=np.int64), np.flatnonzero(lengths)
+    now, drafted, active = lengths.copy(), np.zeros(batch, dtype=np.int64), np.flatnonzero(lengths)
     for depth in range(1, int(lengths.max()) + 1):
         if not len(active):
             break
         drafted[active] = depth
-        if not own.asks_every_level:
-            active = active[lengths[active] > depth]
+        if depth > own.asked_levels:
+            active = active[now[active] > depth]
             continue
         whole = confidences[depth - 1]
         told = DraftLevel(
@@ -124,7 +125,8 @@ def play(own: Controller, state: RoundState, rng: np.random.Generator, sure: flo
             active,
             *(getattr(whole, name)[active] for name in ("top1_probability", "entropy", "margin", "agreement")),
         )
-        active = active[own.keep_drafting(told) & (lengths[active] > depth)]
+        now[active] = np.minimum(own.new_lengths(told), lengths[active])
+        active = active[now[active] > depth]
     verified = own.verify_lengths(drafted) if own.trims and drafted.any() else drafted
     kept = np.minimum(verified, agreed)
     own.observe(RoundOutcome(drafted, verified, kept, kept + 1, 0.004, 0.006, 0.001, 0.001))

@@ -36,7 +36,9 @@ WHERE = (
 NOISE = 0.005
 PLANS = (
     *(Plan(length, length, temperature=own) for own in (0.0, 1.0) for length in (0, 2, 4, 8)),
-    Plan(8, 8, asks=True),
+    Plan(2, 2, 1),
+    Plan(2, 2, 2),
+    Plan(8, 8, 8),
     Plan(8, 2),
 )
 
@@ -51,8 +53,8 @@ def synthetic_round(
         levels=plan.length,
         drafted=drafted,
         verified=plan.verified * batch,
-        asked_levels=plan.length * plan.asks,
-        asked=drafted * plan.asks,
+        asked_levels=plan.looks,
+        asked=plan.looks * batch,
         noise_rows=(drafted + batch) * (plan.temperature > 0),
     )
     verify = 3e-3 + 3e-4 * (batch * (1 + plan.verified)) ** 1.1
@@ -140,7 +142,7 @@ def test_clean_rounds_do_what_their_plans_say(tiny_pair: Pair, surface: CostSurf
     assert not engine.has_work and block.moving
     assert set(block.rounds) == {*clean.plain, *clean.drafting}
     for plan, rounds in block.rounds.items():
-        asked, rows = plan.length * plan.asks, (plan.length + 1) * (plan.temperature > 0)
+        asked, rows = plan.looks, (plan.length + 1) * (plan.temperature > 0)
         expected = (2, plan.length, 2 * plan.length, 2 * plan.verified, asked, 2 * asked, 2 * rows)
         assert len(rounds) >= 2 and {own.work for own in rounds} == {RoundWork(*expected)}
         assert all(own.seconds >= sum(own.phases) > 0 for own in rounds)

@@ -112,7 +112,9 @@ def test_every_contender_generates_the_same_tokens(contest: Field) -> None:
 def test_the_compiled_price_rule_is_the_controller(contest: Field) -> None:
     for scenario in scenarios(SMALL):
         schedule = contest.stage.schedule(scenario, 3)
-        compiled = serve_priced(contest.stage, contest.recording, schedule, Action(K, contest.tuned.price))
+        compiled = serve_priced(
+            contest.stage, contest.recording, schedule, Action(K, contest.tuned.price, contest.tuned.looks)
+        )
         played = contest.stage.engine(schedule).serve(contest.price_rule())
         assert played.drafted > 0
         assert compiled.makespan_seconds == pytest.approx(played.makespan_seconds, rel=1e-9)

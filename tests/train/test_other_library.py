@@ -25,7 +25,7 @@ def test_plain_ppo_improves_the_reward() -> None:
         reward="round_ratio",
         lengths=(0, 1, 2, 6),
         prices=(0.0, 1.0),
-        asks=(True,),
+        looks=(1,),
     )
     rewards = train(env, updates=12, steps=32, seed=0)
     assert len(rewards) == 12 and np.mean(rewards[-2:]) > np.mean(rewards[:2])

@@ -44,9 +44,8 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "scenarios": [{"concurrency": 2}, {"mode": "poisson", "load": 0.7}],
         "lengths": [0, 1, 2, 4],
         "prices": [1.0],
-        "asked_lengths": [4],
         "planned_lengths": [4],
-        "planned_prices": [1.0],
+        "looks": [0, 1],
         "max_num_seqs": 4,
         "num_envs": 4,
         "total_steps": 768,
@@ -177,7 +176,6 @@ def test_ppo_learns_where_one_answer_is_right(settings: dict[str, Any], tmp_path
     own = {**settings, "record": str(record), "output": str(tmp_path / "run"), "total_steps": 12_000}
     own |= {
         "scenarios": [{"concurrency": 1}],
-        "prices": [],
         "planned_lengths": [],
         "learning_rate": 0.01,
         "evaluation_interval": 6000,

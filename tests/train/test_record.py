@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from specpilot.configs import ConfigError, load_config
-from specpilot.controllers import LEVEL_FEATURES, Controller, CostSurface, Decision, DraftLevel, RoundState
+from specpilot.controllers import EVERY_LEVEL, LEVEL_FEATURES, Controller, CostSurface, Decision, DraftLevel, RoundState
 from specpilot.engine import Engine, EngineConfig, Pair, SamplingParams
 from specpilot.envs.trace import Trace
 from specpilot.train.record import RecordConfig, Recording, main, parse
@@ -41,7 +41,7 @@ def make_requests(prompts: Sequence[Sequence[int]], count: int) -> list[TextRequ
 class LoggingController(Controller):
     """A random length per request and round; notes every round's positions and every level it is asked about."""
 
-    asks_every_level = True
+    asked_levels = EVERY_LEVEL
     trims = True
 
     def __init__(self, seed: int) -> None:
@@ -53,9 +53,9 @@ class LoggingController(Controller):
         self.rounds.append(state)
         return Decision(self._rng.integers(0, DEPTH + 1, size=len(state.request_ids)))
 
-    def keep_drafting(self, level: DraftLevel) -> NDArray[np.bool_]:
+    def new_lengths(self, level: DraftLevel) -> NDArray[np.int64]:
         self.levels.append((self.rounds[-1], level))
-        return np.ones(len(level.requests), dtype=np.bool_)
+        return super().new_lengths(level)
 
 
 @pytest.fixture(scope="module")
