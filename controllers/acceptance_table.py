@@ -20,6 +20,7 @@ STEPS = 32
 """Per unit of the margin's square root, which is finer where a little more margin means most."""
 MAX_TEMPERATURES = 64
 """Tables that are kept at a time."""
+MAX_SEEN = 1024
 MARGINS = round(math.sqrt(MAX_MARGIN) * STEPS) + 1
 Network = Callable[[NDArray[np.float32], FloatArray, FloatArray], tuple[NDArray[np.float32], NDArray[np.float32]]]
 
@@ -40,15 +41,21 @@ class AcceptanceTable:
         """``network``: `AcceptancePredictor.level` for ``confidence`` ``[N, 4]``, ``temperature`` and ``depth``."""
         self._network = network
         self._rows = dict[float, int]()
+        self._seen = dict[float, int]()  # The same, by temperatures as they were given.
         self.chances = np.zeros((0, DEPTHS, 3, MARGINS, 2), dtype=np.float32)
         """By row, depth - 1, agreement + 1 and `step_of` the margin: of the token, and of the next one."""
 
     def rows(self, temperature: FloatArray) -> IntArray:
         """``[B]`` row of each temperature; holds until this is called again."""
-        keys = [round(own, 2) for own in temperature.tolist()]
-        if not all(key in self._rows for key in keys):
-            self._add(keys)
-        return np.asarray([self._rows[key] for key in keys], dtype=np.int64)
+        given: list[float] = temperature.tolist()
+        try:
+            return np.asarray([self._seen[own] for own in given], dtype=np.int64)
+        except KeyError:
+            self._add([round(own, 2) for own in given])
+        if len(self._seen) > MAX_SEEN:
+            self._seen.clear()
+        self._seen |= {own: self._rows[round(own, 2)] for own in given}
+        return self.rows(temperature)
 
     def level(
         self, rows: IntArray, margin: ArrayLike, agreement: ArrayLike, depth: ArrayLike
@@ -73,8 +80,11 @@ class AcceptanceTable:
 
     def _add(self, keys: list[float]) -> None:
         new = sorted(set(keys) - set(self._rows))
+        if not new:
+            return
         if len(self._rows) + len(new) > MAX_TEMPERATURES:
             self._rows.clear()
+            self._seen.clear()
             new, self.chances = sorted(set(keys)), self.chances[:0]
         parts = [self.chances]
         for key in new:

@@ -12,14 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .acceptance import AcceptancePredictor
+from .acceptance_history import HistoryLogistics
 from .acceptance_table import DEPTHS, MARGINS
 from .action import Action
-from .compiled import plan_lengths
+from .compiled import plan_lengths, write_features
 from .controller import LEVEL_FEATURES, DraftLevel, FloatArray, IntArray, RoundState
+from .cost_table import CostTable
+from .observation import HISTORY_SIZE, NUM_FEATURES
 from .planned_round import complain
 from .price_rule import RoundSeconds
 from .round_costs import RoundCosts
-from .round_kernel import Drafting, look, look_up
+from .round_kernel import Drafting, look, look_up, state_chances
 
 
 @functools.cache
@@ -30,9 +33,42 @@ def warm_up() -> None:
     table = np.ones((1, DEPTHS, 3, MARGINS, 2), dtype=np.float32)
     told = look_up(table, 0 * whole, numbers, numbers, 1)
     seconds = RoundSeconds(1.0, row, row, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    state_chances(np.zeros((8, 6)), numbers, whole, whole, numbers)
+    features = np.empty(NUM_FEATURES)
+    passes = np.ones((3, 4, 3))
+    costs = CostTable(passes, passes, passes, passes, np.ones(9))
+    write_features(features, whole, whole, numbers, numbers, numbers, 2, 0, 1.0, 0.0, 0.0, np.ones(HISTORY_SIZE), costs)
     plan_lengths(chances, whole, 0 * whole, sure, sure, seconds, 1.0, 1, 1.0, 0)
     drafting = Drafting(chances, chances.copy(), sure, whole, whole.copy(), whole.copy(), np.ones(1))
     look(drafting, np.arange(2), told, 1, 0.5, seconds, 1, 1.0)
+
+
+def history_chances(logistics: HistoryLogistics, state: RoundState) -> FloatArray:
+    """``[B, 8]`` by depth: `HistoryLogistics.of_state`, quicker."""
+    drafted, accepted = state.last_num_speculative_tokens, state.last_accepted_length
+    found: FloatArray = state_chances(logistics.numbers, state.acceptance_rate, drafted, accepted, state.temperature)
+    return found
+
+
+def round_features(state: RoundState, chances: FloatArray, history: list[float], costs: CostTable) -> FloatArray:
+    """``[NUM_FEATURES]`` of a round whose requests' first drafts have the ``chances`` ``[B]``."""
+    out = np.empty(NUM_FEATURES)
+    write_features(
+        out,
+        state.context_length,
+        state.lag,
+        state.temperature,
+        state.acceptance_rate,
+        chances,
+        int(state.running),
+        int(state.waiting),
+        float(state.kv_free),
+        float(state.arrival_rates[0]),
+        float(state.arrival_rates[1]),
+        np.asarray(history),
+        costs,
+    )
+    return out
 
 
 class BatchRound:

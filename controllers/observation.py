@@ -172,11 +172,12 @@ def write_features(
     out[at + 11] = np.mean(np.log1p(lag))
     out[at + 12] = np.mean(context) / 1024
     out[at + 13] = longest / 1024
-    plain = plain_round_seconds(costs, batch, longest)
-    verify = interpolate(costs.verify, batch, 1.0, longest)
-    out[at + 14] = interpolate(costs.draft, batch, 1.0, longest) / plain
-    out[at + 15] = (interpolate(costs.verify, batch, 2.0, longest) - verify) / plain
-    out[at + 16] = (interpolate(costs.verify, batch, 5.0, longest) - verify) / plain
+    priced = min(batch, len(costs.verify) - 1)  # Beyond the table a batch costs what the largest one does.
+    plain = plain_round_seconds(costs, priced, longest)
+    verify = interpolate(costs.verify, priced, 1.0, longest)
+    out[at + 14] = interpolate(costs.draft, priced, 1.0, longest) / plain
+    out[at + 15] = (interpolate(costs.verify, priced, 2.0, longest) - verify) / plain
+    out[at + 16] = (interpolate(costs.verify, priced, 5.0, longest) - verify) / plain
     out[at + 17] = interpolate(costs.catch_up, 1, 64 / CHUNK_STEP, longest) / plain
     out[at + 18] = np.log(plain)
     at += 19

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import numpy as np
 
 from .acceptance import AcceptancePredictor
-from .action import Action, FixedPolicy, Policy
+from .action import Action, Features, FixedPolicy, Policy
 from .controller import Controller, Decision, DraftLevel, FloatArray, IntArray, RoundOutcome, RoundState
 from .cost_surface import CostSurface
 from .cost_table import CostTable
@@ -59,19 +61,28 @@ class PricedController(Controller):
         self._round: PlannedRound | None = None
         self._longest_length = 0
         self._ask(max(tier.asked_levels for tier in policy.tiers))
+        self._compiled: ModuleType | None = None
         if any(tier.price > 0 for tier in policy.tiers):
-            from .batch_round import warm_up  # Here, because constant lengths need no compiler.
+            from . import batch_round  # Here, because constant lengths need no compiler.
 
-            warm_up()
+            batch_round.warm_up()
+            self._compiled = batch_round
 
     def decide(self, state: RoundState) -> Decision:
         """See `Controller.decide`."""
         requests, costs = len(state.request_ids), self._costs
         costs.enter(requests, float(max(state.context_length.tolist())))
-        chances = self.predictor.history.of_state(state)
-        chance = chances[:, 0]
-        self.features.enter(state, chance, costs)
-        self.action = action = self.policy.act(self.features)
+        compiled = self._compiled if requests > 1 else None
+        if compiled is None:
+            chances = self.predictor.history.of_state(state)
+        else:
+            chances = compiled.history_chances(self.predictor.history, state)
+        first: FloatArray = np.ascontiguousarray(chances[:, 0])
+        self.features.enter(state, first, costs)
+        seen: Features = self.features
+        if compiled is not None and self.policy.feature_names:
+            seen = compiled.round_features(state, first, self.history, self.costs)
+        self.action = action = self.policy.act(seen)
         self._round = None
         self._ask(action.asked_levels)
         allowed = np.minimum(state.max_num_speculative_tokens, self.maximum)
@@ -93,9 +104,8 @@ class PricedController(Controller):
         if requests == 1:
             self._round = SingleRound(self._costs, action, self.predictor, self.asked_levels)
         else:
-            from .batch_round import BatchRound
-
-            self._round = BatchRound(self._costs, action, self.predictor, self.asked_levels)
+            assert self._compiled is not None
+            self._round = self._compiled.BatchRound(self._costs, action, self.predictor, self.asked_levels)
         return self._round
 
     def new_lengths(self, level: DraftLevel) -> IntArray:

@@ -42,15 +42,19 @@ class RoundCosts:
         self.requests = requests
         self.batch = batch = min(requests, self.table.max_batch)
         where = longest / CONTEXT_STEP
-        self._column = column = min(int(where), self._level.shape[-1] - 2)
-        self._right = where - column
-        known = self._verify.get((batch, column))
-        if known is None:
-            known = self._verify[batch, column] = self._at_column(self.table.verify[batch])
-        self.verify: list[float] = (known[0] + self._right * known[1]).tolist()
-        """``[K + 3]`` seconds of verification by tokens per request."""
-        self.plain = self.verify[1] + self.work[0] + batch * self.work[1]
+        self._column = min(int(where), self._level.shape[-1] - 2)
+        self._right = where - self._column
+        self.plain = self._at_context(self.table.verify[batch, 1]) + self.work[0] + batch * self.work[1]
         """Seconds of the round if nothing is drafted."""
+
+    @property
+    def verify(self) -> list[float]:
+        """``[K + 3]`` seconds of verification by tokens per request."""
+        known = self._verify.get((self.batch, self._column))
+        if known is None:
+            known = self._verify[self.batch, self._column] = self._at_column(self.table.verify[self.batch])
+        found: list[float] = (known[0] + self._right * known[1]).tolist()
+        return found
 
     def _at_column(self, rows: FloatArray) -> tuple[FloatArray, FloatArray]:
         """``[n]`` each of ``rows`` ``[n, C]``: the lower context's, and the difference to the next."""

@@ -39,6 +39,44 @@ class Drafting(NamedTuple):
 
 
 @compiled
+def log_odds(chance: float) -> float:
+    """Of a chance, which is kept away from 0 and 1."""
+    inside = min(max(chance, LOWEST_RATE), 1 - LOWEST_RATE)
+    return math.log(inside / (1 - inside))
+
+
+@compiled
+def history_chances(
+    numbers: FloatArray, acceptance_rate: FloatArray, whole: IntArray, temperature: FloatArray
+) -> FloatArray:
+    """``[B, 8]`` by depth, as `HistoryLogistics.chances`; ``numbers`` are its `numbers`, ``whole`` ``[B]`` 0 or 1."""
+    found = np.empty((len(acceptance_rate), len(numbers)))
+    for row in range(len(found)):
+        known = not np.isnan(acceptance_rate[row])
+        odds = log_odds(acceptance_rate[row]) if known else 0.0
+        for depth in range(len(numbers)):
+            own = numbers[depth]
+            score = own[0] * odds + own[2] * whole[row] + own[3] * temperature[row] + own[5]
+            if not known:
+                score += own[1]
+            if temperature[row] == 0:
+                score += own[4]
+            found[row, depth] = 1.0 / (1.0 + math.exp(-score))
+    return found
+
+
+@compiled
+def state_chances(
+    numbers: FloatArray, acceptance_rate: FloatArray, drafted: IntArray, accepted: IntArray, temperature: FloatArray
+) -> FloatArray:
+    """`history_chances`; ``drafted`` and ``accepted`` ``[B]`` tokens of each request's last round."""
+    whole = np.empty(len(drafted), dtype=np.int64)
+    for row in range(len(drafted)):
+        whole[row] = drafted[row] > 0 and accepted[row] == drafted[row]
+    return history_chances(numbers, acceptance_rate, whole, temperature)
+
+
+@compiled
 def look_up(
     chances: NDArray[np.float32], rows: IntArray, margin: FloatArray, agreement: FloatArray, depth: int
 ) -> NDArray[np.float32]:
@@ -50,13 +88,6 @@ def look_up(
         else:
             found[at] = chances[rows[at], min(depth, DEPTHS) - 1, int(agreement[at] + 1.5), step_of(margin[at])]
     return found
-
-
-@compiled
-def log_odds(chance: float) -> float:
-    """Of a chance, which is kept away from 0 and 1."""
-    inside = min(max(chance, LOWEST_RATE), 1 - LOWEST_RATE)
-    return math.log(inside / (1 - inside))
 
 
 @compiled

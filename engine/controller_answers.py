@@ -70,7 +70,7 @@ def wanted_features(controller: Controller) -> frozenset[str]:
 
 
 def _check_integers(lengths: NDArray[np.int64], count: int, name: str) -> None:
-    if lengths.shape != (count,) or not np.issubdtype(lengths.dtype, np.integer):
+    if lengths.shape != (count,) or lengths.dtype.kind not in "iu":
         raise ControllerError(
             f"{name} must return one integer per request ({count}), got {lengths.dtype} of shape {lengths.shape}"
         )

@@ -15,9 +15,9 @@ from ..controllers.compiled import (
 )
 from ..controllers.cost_table import CostTable
 from ..controllers.price_rule import RoundSeconds
-from ..controllers.round_kernel import Drafting, look
+from ..controllers.round_kernel import Drafting, history_chances, look
 from .replay_queue import begin
-from .replay_requests import contexts, gather, history_chances, positions, temperatures, whole_drafts
+from .replay_requests import contexts, gather, positions, temperatures, whole_drafts
 from .replay_round import finish_round
 from .replay_state import Fleet, FloatArray, IntArray, Recording, Schedule
 
@@ -62,7 +62,7 @@ def priced_lengths(
     if price == 0.0 or np.sum(lengths) == 0:  # A constant length.
         return lengths, lengths.copy(), lengths.copy(), 0, 0
     seconds = round_prices(costs, batch, float(context.max()), max_length)
-    prior, noisy = history_chances(recording, rate, whole, temperature), temperature > 0
+    prior, noisy = history_chances(recording.history_numbers, rate, whole, temperature), temperature > 0
     drafted, spent = np.zeros(batch, dtype=np.int64), seconds.plain + seconds.noise * np.sum(noisy)
     planned = plan_lengths(prior, allowed, drafted, lag <= 1, noisy, seconds, spent, max_length, price, 0)
     if looks == 0 or not recording.tells:
@@ -139,7 +139,7 @@ def observe(
         fleet.lag[e][slots],
         temperature,
         rate,
-        history_chances(recording, rate, whole_drafts(fleet, e, slots), temperature)[:, 0].copy(),
+        history_chances(recording.history_numbers, rate, whole_drafts(fleet, e, slots), temperature)[:, 0].copy(),
         fleet.running[e],
         fleet.arrived[e] - fleet.admitted[e],
         1.0 - used / kv_tokens,

@@ -8,11 +8,12 @@ from typing import Protocol
 import numpy as np
 
 from ..controllers.observation import NUM_FEATURES
+from ..controllers.round_kernel import history_chances
 from .long_run import LongRunPrice, plain_rate
 from .rendering import RoundView
 from .replay import ReplayEngine
 from .replay_kernel import observe
-from .replay_requests import history_chances, positions, whole_drafts
+from .replay_requests import positions, whole_drafts
 from .replay_round import finish_round
 from .replay_state import IntArray, Recording
 from .scenario import Scenario
@@ -100,7 +101,7 @@ class ReplayQuestions:
         self._observe()
         at = positions(self.recording, self.engine.schedule, self.engine.fleet, 0, slots)
         whole = whole_drafts(self.engine.fleet, 0, slots)
-        chance = history_chances(self.recording, state.acceptance_rate, whole, state.temperature)[:, 0]
+        chance = history_chances(self.recording.history_numbers, state.acceptance_rate, whole, state.temperature)[:, 0]
         own = StopRound(self._features, state, chance, self.costs, self._present)
         depth, value = 0, self._value(own, at, slots)
         while len(requests := own.askable(depth)):

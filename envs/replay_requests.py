@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..controllers.acceptance_history import LOWEST_RATE
 from ..controllers.compiled import compiled
 from .replay_state import Fleet, FloatArray, IntArray, Recording, Schedule
 
@@ -69,24 +68,4 @@ def whole_drafts(fleet: Fleet, e: int, slots: IntArray) -> IntArray:
     for row in range(len(slots)):
         drafted = fleet.last_drafted[e, slots[row]]
         found[row] = drafted > 0 and fleet.last_accepted[e, slots[row]] == drafted
-    return found
-
-
-@compiled
-def history_chances(recording: Recording, rate: FloatArray, whole: IntArray, temperature: FloatArray) -> FloatArray:
-    """``[B, 8]`` by depth, as `HistoryLogistics.chances`."""
-    numbers = recording.history_numbers
-    found = np.empty((len(rate), len(numbers)))
-    for row in range(len(rate)):
-        known = not np.isnan(rate[row])
-        inside = min(max(rate[row], LOWEST_RATE), 1.0 - LOWEST_RATE) if known else 0.5
-        log_odds = np.log(inside / (1.0 - inside))
-        for depth in range(len(numbers)):
-            own = numbers[depth]
-            score = own[0] * log_odds + own[2] * whole[row] + own[3] * temperature[row] + own[5]
-            if not known:
-                score += own[1]
-            if temperature[row] == 0:
-                score += own[4]
-            found[row, depth] = 1.0 / (1.0 + np.exp(-score))
     return found

@@ -154,7 +154,7 @@ def test_a_feature_that_is_not_there_is_named_if_it_is_read() -> None:
 # ---------------------------------------------------------------------- features as they are read
 
 
-@pytest.mark.parametrize(("seed", "batch"), [(seed, batch) for seed in range(6) for batch in (1, 2, 5, 8)])
+@pytest.mark.parametrize(("seed", "batch"), [(seed, batch) for seed in range(6) for batch in (1, 2, 5, 8, 21)])
 def test_features_computed_as_they_are_read_are_those_of_the_whole_observation(seed: int, batch: int) -> None:
     rng = np.random.default_rng((seed, batch))
     table = CostTable.bake(memory_bound(), 8, int(rng.integers(1, 9)), 96)

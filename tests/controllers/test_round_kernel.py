@@ -14,13 +14,15 @@ from specpilot.controllers import round_kernel as kernel
 from specpilot.controllers.acceptance_table import AcceptanceTable
 from specpilot.controllers.batch_round import warm_up
 from specpilot.controllers.price_rule import RoundSeconds
-from specpilot.tests.support.priced import controller, play, random_predictor, random_state
+from specpilot.tests.support.priced import controller, play, random_mlp, random_predictor, random_state
 from specpilot.tests.support.rounds import moderate
 
 COMPILED: tuple[Any, ...] = (
     kernel.look_up,
     kernel.look,
+    kernel.state_chances,
     compiled_module.plan_lengths,
+    compiled_module.write_features,
 )
 
 
@@ -43,6 +45,7 @@ def test_nothing_is_compiled_while_requests_wait() -> None:
             for batch in (2, 3, 8, 30):
                 own = quick_controller(Action(int(rng.integers(1, 9)), price, looks))
                 drafted += sum(play(own, random_state(batch, rng), rng, 0.7)[1])
+                play(controller(random_mlp(), moderate()), random_state(batch, rng), rng, 0.7)
     assert drafted > 40
     assert [list(own.signatures) for own in COMPILED] == before
 

@@ -72,7 +72,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def contest() -> Field:
     train, stage = (Stage.build(made_trace(seed), costs(), ENGINE) for seed in (0, 1))
     predictor = fit_what_is_told(train.trace, 0)
-    tuned = TunedBaselines(((1, None, 2),), None, 1.0, 0.5, 2)
+    tuned = TunedBaselines(((1, None, 2),), None, 1.0, 1, 0.5, 2)
     return Field(stage, Recording.of(stage.trace, predictor), predictor, train, tuned)
 
 
