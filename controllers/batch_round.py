@@ -36,7 +36,7 @@ def warm_up() -> None:
     state_chances(np.zeros((8, 6)), numbers, whole, whole, numbers)
     features = np.empty(NUM_FEATURES)
     passes = np.ones((3, 4, 3))
-    costs = CostTable(passes, passes, passes, passes, np.ones(9))
+    costs = CostTable(passes, passes, passes, passes, np.ones(11))
     write_features(features, whole, whole, numbers, numbers, numbers, 2, 0, 1.0, 0.0, 0.0, np.ones(HISTORY_SIZE), costs)
     plan_lengths(chances, whole, 0 * whole, sure, sure, seconds, 1.0, 1, 1.0, 0)
     drafting = Drafting(chances, chances.copy(), sure, whole, whole.copy(), whole.copy(), np.ones(1))

@@ -115,6 +115,8 @@ class Controller(ABC):
     """After how many of the first draft levels `new_lengths` is called (the engine then computes their confidences)."""
     level_features: Collection[str] = LEVEL_FEATURES
     """Those of `LEVEL_FEATURES` that `new_lengths` reads: what is not asked for need not be computed."""
+    plans: bool = False
+    """True: the last decision planned lengths by a cost table, which replay charges (`RoundOverhead.planning`)."""
     trims: bool = False
     """True: `verify_lengths` is called between drafting and verification."""
 

@@ -212,7 +212,7 @@ class GuardedController(Controller):
 
     def _follow(self, who: Controller, features: Collection[str]) -> None:
         """What the engine reads before it asks."""
-        self.asked_levels, self.trims = int(who.asked_levels), bool(who.trims)
+        self.asked_levels, self.trims, self.plans = int(who.asked_levels), bool(who.trims), bool(who.plans)
         self.level_features = features
 
     def _prove(self, outcome: RoundOutcome) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from .controller import BoolArray, FloatArray, IntArray
 
-LEVEL, REQUEST_LEVEL, VERIFIED, ASKED, ANSWER, NOISE, DRAFTING = range(2, 9)
+LEVEL, REQUEST_LEVEL, VERIFIED, ASKED, ANSWER, NOISE, DRAFTING, PLANNING, PLANNED_REQUEST = range(2, 11)
 """Places of `RoundOverhead`'s coefficients after the constant and the one per request."""
 
 

@@ -83,7 +83,7 @@ class PricedController(Controller):
         if compiled is not None and self.policy.feature_names:
             seen = compiled.round_features(state, first, self.history, self.costs)
         self.action = action = self.policy.act(seen)
-        self._round = None
+        self._round, self.plans = None, action.price > 0
         self._ask(action.asked_levels)
         allowed = np.minimum(state.max_num_speculative_tokens, self.maximum)
         if action.price == 0:

@@ -31,11 +31,15 @@ class RoundWork(NamedTuple):
     """Requests it is asked about, summed over those levels."""
     noise_rows: ArrayLike = 0
     """Noise for the whole vocabulary: drafted tokens of the requests with a temperature above 0, and one more each."""
+    planned: ArrayLike = 0
+    """1 where the controller planned its requests' lengths (`Controller.plans`), else 0."""
 
     def features(self) -> tuple[FloatArray, ...]:
         """What the coefficients of `RoundOverhead` are multiplied with, in the order of its fields."""
         counts = np.broadcast_arrays(*(np.asarray(count, dtype=np.float64) for count in self))
-        return (np.ones(counts[0].shape), *counts, (counts[1] > 0).astype(np.float64))
+        *counted, planned = counts
+        drafting = (counts[1] > 0).astype(np.float64)
+        return (np.ones(counts[0].shape), *counted, drafting, planned, planned * counts[0])
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,9 @@ class RoundOverhead:
     per_noise_row: float = 0.0
     drafting: float = 0.0
     """Per round that drafts at all."""
+    planning: float = 0.0
+    """Per round whose lengths the controller planned."""
+    per_planned_request: float = 0.0
     draft_factor: float = 1.0
     """Seconds of the round's draft passes over the cost surface's."""
     verify_factor: float = 1.0
@@ -72,7 +79,7 @@ class RoundOverhead:
                 raise CostSurfaceError(f"'overhead.{own.name}' must be a finite number, {bound}; got {value!r}")
 
     def coefficients(self) -> FloatArray:
-        """The seconds per unit, in the order of the fields and of `RoundWork.features`; ``[9]``."""
+        """The seconds per unit, in the order of the fields and of `RoundWork.features`; ``[11]``."""
         return np.asarray([getattr(self, name) for name in COEFFICIENTS], dtype=np.float64)
 
     def factor(self, kind: str) -> float:
@@ -104,11 +111,14 @@ class RoundOverhead:
 
     @classmethod
     def parse(cls, document: Any) -> RoundOverhead:
-        """Read what `document` gave. Raises `CostSurfaceError` for an absent, unknown or wrong value."""
+        """Read what `document` gave. Raises `CostSurfaceError` for an absent, unknown or wrong value.
+
+        What planning costs may be absent: older surfaces do not say.
+        """
         names = [own.name for own in fields(cls)]
-        if not isinstance(document, Mapping) or set(document) != set(names):
+        if not isinstance(document, Mapping) or {*document, "planning", "per_planned_request"} != set(names):
             raise CostSurfaceError(f"'overhead' must be an object with exactly {', '.join(names)}")
-        return cls(**{name: document[name] for name in names})
+        return cls(**document)
 
 
 COEFFICIENTS = tuple(own.name for own in fields(RoundOverhead) if not own.name.endswith("_factor"))

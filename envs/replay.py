@@ -148,6 +148,7 @@ class ReplayEngine:
             verified,
             levels,
             asked,
+            bool(controller.plans),
             1.0,
         )
         outcome = RoundOutcome(drafted, verified, accepted, committed, parts[1], parts[2], parts[0], parts[3])

@@ -112,7 +112,10 @@ def price_round(
         price,
         looks,
     )
-    finish_round(recording, schedule, fleet, costs, e, slots, lengths, drafted, verified, asked_levels, asked, price)
+    planned = price > 0
+    finish_round(
+        recording, schedule, fleet, costs, e, slots, lengths, drafted, verified, asked_levels, asked, planned, price
+    )
 
 
 @compiled

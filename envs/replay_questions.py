@@ -143,6 +143,7 @@ class ReplayQuestions:
             drafted,
             own.asked_levels,
             own.asked,
+            False,
             1.0,
         )
         longest, state = int(drafted.max()), own.state

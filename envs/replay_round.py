@@ -25,10 +25,11 @@ def round_seconds(
     verified: IntArray,
     asked_levels: int,
     asked: int,
+    planned: bool,
 ) -> tuple[float, float, float, float]:
     """Seconds of catch-up, draft, verification and everything else of a round; arrays are ``[B]``.
 
-    ``lengths`` were decided (noise is drawn for the longest), ``drafted`` became of them.
+    ``lengths`` were decided, ``drafted`` became of them; ``planned``: as of `Controller.plans`.
     """
     batch = len(context)
     cached = context - 1
@@ -54,6 +55,7 @@ def round_seconds(
     work = costs.overhead
     other = work[0] + work[1] * batch + work[2] * deepest + work[3] * drafted.sum() + work[4] * verified.sum()
     other += work[5] * asked_levels + work[6] * asked + work[8] * (deepest > 0)
+    other += planned * (work[9] + work[10] * batch)
     other += work[7] * np.sum((temperature > 0) * (drafted + 1))
     return catch_up, draft, verify, other
 
@@ -82,6 +84,7 @@ def finish_round(
     verified: IntArray,
     asked_levels: int,
     asked: int,
+    planned: bool,
     price: float,
 ) -> tuple[IntArray, IntArray, FloatArray]:
     """Commit a round. Returns accepted and committed tokens ``[B]`` and its seconds by part ``[4]``.
@@ -92,7 +95,7 @@ def finish_round(
     at = positions(recording, schedule, fleet, e, slots)
     temperature = temperatures(recording, schedule, fleet, e, slots)
     parts = round_seconds(
-        costs, context, fleet.lag[e][slots], temperature, lengths, drafted, verified, asked_levels, asked
+        costs, context, fleet.lag[e][slots], temperature, lengths, drafted, verified, asked_levels, asked, planned
     )
     batch = len(slots)
     seconds = fleet.prefill_seconds[e] + parts[0] + parts[1] + parts[2] + parts[3]

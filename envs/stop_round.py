@@ -137,6 +137,7 @@ class StopRound:
             drafted,
             self.asked_levels,
             self.asked,
+            False,
         )
         return float(sum(parts))
 

@@ -23,6 +23,7 @@ from specpilot.train.random_rounds import EPISODE_ROUNDS, RandomRounds
 
 ASKING = ("per_asked_level", "per_asked_token")
 NOISE = ("per_noise_row",)
+PLANNED = ("planning", "per_planned_request")
 PHASES = {
     "host": ("constant", "per_request", "per_level", "per_drafted_token", "per_verified_token", "drafting"),
     "draft": ("per_level", "per_drafted_token", "drafting"),
@@ -100,11 +101,13 @@ def levelled(blocks: Sequence[Block]) -> tuple[list[Block], float]:
 def overhead_of(blocks: Sequence[Block]) -> RoundOverhead:
     """The overhead by what was measured to find it.
 
-    What asking costs: rounds that ask against rounds that do not, verification left out. Noise: rounds at temperature
+    What planning costs: rounds that plan against rounds that do not, verification left out. Asking: rounds with looks
+    against rounds that plan alone. Noise: rounds at temperature
     1 against those at 0. Factors of prefill and catch-up: these phases over their passes. The rest: the phases of
-    rounds at temperature 0 that do not ask, less passes of their sizes.
+    rounds at temperature 0 that do not plan, less passes of their sizes.
     """
     known = {
+        **fit_units(*_differences(blocks, _without_planning, _beyond_drafts), PLANNED),
         **fit_units(*_differences(blocks, _without_asking, _beyond_drafts), ASKING),
         **fit_units(*_differences(blocks, _without_noise, _beyond_passes), NOISE),
         **{f"{kind}_factor": _phase_ratio(blocks, KINDS.index(kind)) for kind in ("catch_up", "prefill")},
@@ -128,7 +131,7 @@ def fit_phase(blocks: Sequence[Block], phase: str, names: Sequence[str]) -> Roun
     cells, seconds = list[LiveRound](), list[float]()
     for block in blocks:
         for plan, rounds in block.rounds.items():
-            if plan.temperature == 0 and not plan.looks and (phase != "draft" or plan.length):
+            if plan.temperature == 0 and not plan.planned and (phase != "draft" or plan.length):
                 alone = [_only(phase, own) for own in rounds]
                 beyond = float(np.median([_beyond_passes(block, plan, own) for own in alone]))
                 cells.append(alone[len(alone) // 2])
@@ -162,6 +165,10 @@ def _beyond_drafts(block: Block, plan: Plan, own: LiveRound) -> float:
 
 def _without_asking(plan: Plan) -> Plan:
     return plan._replace(looks=0)
+
+
+def _without_planning(plan: Plan) -> Plan:
+    return plan if plan.looks else plan._replace(planned=False)
 
 
 def _without_noise(plan: Plan) -> Plan:

@@ -46,6 +46,8 @@ class Plan(NamedTuple):
     looks: int = 0
     """The controller looks after so many levels (and stops at none)."""
     temperature: float = 0.0
+    planned: bool = False
+    """By a controller that plans; only these look."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +117,13 @@ class CleanRounds:
         self.plain = [Plan(0, 0), Plan(0, 0, temperature=1.0)]
         self.drafting = [Plan(length, length, temperature=own) for own in (0.0, 1.0) for length in lengths]
         if most:
-            asking = [Plan(own, own, looks) for own, looks in {(lengths[0], 1), (lengths[0], lengths[0]), (most, most)}]
-            self.drafting[len(lengths) : len(lengths)] = [*sorted(asking), Plan(most, most // 4)]
-        self._asking = {own: _asking_controller(self.engine, meter.surface, own) for own in self.drafting if own.looks}
+            short = lengths[0]
+            looking = sorted({(short, 0), (short, 1), (short, short), (most, 0), (most, most)})
+            planned = [Plan(own, own, looks, planned=True) for own, looks in looking]
+            self.drafting[len(lengths) : len(lengths)] = [*planned, Plan(most, most // 4)]
+        self._planning = {
+            own: _planning_controller(self.engine, meter.surface, own) for own in self.drafting if own.planned
+        }
 
     @property
     def rounds_per_sweep(self) -> int:
@@ -149,7 +155,7 @@ class CleanRounds:
 
     def _controller(self, plan: Plan) -> WatchedController:
         inner: Controller = ConstantController(plan.length) if plan.verified == plan.length else TrimmedController(plan)
-        return WatchedController(self._asking[plan] if plan.looks else inner)
+        return WatchedController(self._planning[plan] if plan.planned else inner)
 
     def _slowness(self, batch: int) -> dict[tuple[str, int], float]:
         tokens = sorted({plan.verified + 1 for plan in self.plain + self.drafting})
@@ -168,7 +174,7 @@ class CleanRounds:
         return self.engine.add_request(prompt, params)
 
 
-def _asking_controller(engine: Engine, surface: CostSurface, plan: Plan) -> Controller:
+def _planning_controller(engine: Engine, surface: CostSurface, plan: Plan) -> Controller:
     most, slots = engine.config.max_num_speculative_tokens, engine.cache.num_slots
     policy = FixedPolicy(Action(plan.length, NO_PRICE, plan.looks))
     return PricedController(policy, trusting_predictor(), surface, most, slots, engine.max_model_len)

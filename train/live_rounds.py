@@ -52,7 +52,7 @@ class WatchedController(Controller):
 
     def _follow(self) -> None:
         self.asked_levels, self.trims = self.inner.asked_levels, self.inner.trims
-        self.level_features = self.inner.level_features
+        self.plans, self.level_features = self.inner.plans, self.inner.level_features
 
     def new_lengths(self, level: DraftLevel) -> IntArray:
         """See `Controller.new_lengths`."""
@@ -99,6 +99,7 @@ class RoundMeter:
             asked_levels=controller.num_asked_levels,
             asked=controller.num_asked,
             noise_rows=int((drafted + 1)[state.temperature > 0].sum()),
+            planned=int(controller.plans),
         )
         phases = tuple(float(getattr(record, f"{kind}_seconds")) for kind in KINDS)
         return LiveRound(work, tuple(float(own[kind]) for kind in KINDS), phases, seconds)

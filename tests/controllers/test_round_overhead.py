@@ -25,6 +25,8 @@ OVERHEAD = RoundOverhead(
     per_asked_token=1e-5,
     per_noise_row=5e-5,
     drafting=2e-4,
+    planning=3e-4,
+    per_planned_request=2e-5,
     draft_factor=1.2,
     verify_factor=1.1,
     catch_up_factor=0.9,
@@ -56,6 +58,7 @@ def random_rounds(count: int, noise: float, seed: int = 0, outliers: float = 0.0
         asked_levels=asks * levels,
         asked=asks * drafted,
         noise_rows=rng.binomial(requests, 0.5) * (levels + 1),
+        planned=rng.random(count) < 0.5,
     )
     passes = np.column_stack(
         [
@@ -71,7 +74,7 @@ def random_rounds(count: int, noise: float, seed: int = 0, outliers: float = 0.0
 
 
 def test_each_coefficient_counts_its_own_unit() -> None:
-    work = RoundWork(requests=3, levels=2, drafted=5, verified=4, asked_levels=1, asked=3, noise_rows=6)
+    work = RoundWork(requests=3, levels=2, drafted=5, verified=4, asked_levels=1, asked=3, noise_rows=6, planned=1)
     counts = {
         "constant": 1,
         "per_request": 3,
@@ -82,6 +85,8 @@ def test_each_coefficient_counts_its_own_unit() -> None:
         "per_asked_token": 3,
         "per_noise_row": 6,
         "drafting": 1,
+        "planning": 1,
+        "per_planned_request": 3,
     }
     assert tuple(counts) == COEFFICIENTS
     for name, count in counts.items():
@@ -133,6 +138,12 @@ def test_a_file_with_a_wrong_overhead_is_refused(tmp_path: Path, damaged: Any) -
     path.write_text(json.dumps({**json.loads(path.read_text()), "overhead": damaged}))
     with pytest.raises(CostSurfaceError, match=r"costs\.json: 'overhead"):
         CostSurface.load(path)
+
+
+def test_an_older_file_says_nothing_of_planning() -> None:
+    document = OVERHEAD.document()
+    del document["planning"], document["per_planned_request"]
+    assert RoundOverhead.parse(document) == replace(OVERHEAD, planning=0.0, per_planned_request=0.0)
 
 
 def test_a_round_is_priced_with_factors_and_overhead() -> None:

@@ -24,21 +24,21 @@ OVERHEAD = RoundOverhead(
     per_asked_token=1e-5,
     per_noise_row=5e-5,
     drafting=2e-4,
+    planning=1.5e-4,
+    per_planned_request=8e-6,
     catch_up_factor=0.9,
     prefill_factor=1.2,
 )
 WHERE = (
     ("drafting", "per_level", "per_drafted_token", "per_asked_level", "per_asked_token"),
     ("per_verified_token", "per_noise_row"),
-    ("constant", "per_request"),
+    ("constant", "per_request", "planning", "per_planned_request"),
 )
 """Which of the costs come up while drafting, while verifying, and on the host."""
 NOISE = 0.005
 PLANS = (
     *(Plan(length, length, temperature=own) for own in (0.0, 1.0) for length in (0, 2, 4, 8)),
-    Plan(2, 2, 1),
-    Plan(2, 2, 2),
-    Plan(8, 8, 8),
+    *(Plan(length, length, looks, planned=True) for length, looks in ((2, 0), (2, 1), (2, 2), (8, 0), (8, 8))),
     Plan(8, 2),
 )
 
@@ -56,6 +56,7 @@ def synthetic_round(
         asked_levels=plan.looks,
         asked=plan.looks * batch,
         noise_rows=(drafted + batch) * (plan.temperature > 0),
+        planned=int(plan.planned),
     )
     verify = 3e-3 + 3e-4 * (batch * (1 + plan.verified)) ** 1.1
     passes = (plan.length * (7e-4 + 3e-5 * batch), verify, 2e-3 * moving, 3e-3 * moving)
@@ -143,7 +144,7 @@ def test_clean_rounds_do_what_their_plans_say(tiny_pair: Pair, surface: CostSurf
     assert set(block.rounds) == {*clean.plain, *clean.drafting}
     for plan, rounds in block.rounds.items():
         asked, rows = plan.looks, (plan.length + 1) * (plan.temperature > 0)
-        expected = (2, plan.length, 2 * plan.length, 2 * plan.verified, asked, 2 * asked, 2 * rows)
+        expected = (2, plan.length, 2 * plan.length, 2 * plan.verified, asked, 2 * asked, 2 * rows, plan.planned)
         assert len(rounds) >= 2 and {own.work for own in rounds} == {RoundWork(*expected)}
         assert all(own.seconds >= sum(own.phases) > 0 for own in rounds)
 
