@@ -38,6 +38,7 @@ from specpilot.controllers import (
     RoundOutcome,
     RoundState,
     TreePolicy,
+    TurboSpecController,
 )
 from specpilot.controllers.acceptance import LEVEL_INPUTS
 from specpilot.controllers.acceptance_history import HISTORY_DEPTHS, HISTORY_INPUTS
@@ -110,8 +111,14 @@ def controllers(settings: Settings, surface: CostSurface) -> dict[str, Controlle
     }
     rows = [(1, 8, 6), (9, None, 3)]
     guarded = GuardedController(priced["tree"], settings=GuardSettings(probe_every=0))
-    table = LengthTableController(rows)
-    return {**priced, "guarded tree": guarded, "table": table, "constant": ConstantController(4)}
+    table, turbospec = LengthTableController(rows), TurboSpecController(surface, settings.max_length)
+    return {
+        **priced,
+        "guarded tree": guarded,
+        "table": table,
+        "turbospec": turbospec,
+        "constant": ConstantController(4),
+    }
 
 
 def tree(settings: Settings, rng: np.random.Generator) -> TreePolicy:

@@ -80,6 +80,7 @@ class BatchRound:
         self._fixed, self._seconds = costs.fixed, costs.seconds(action.max_length)
         self._max_length, self._price = int(action.max_length), float(action.price)
         self._drafting: Drafting | None = None
+        self.trims = False
 
     def start(self, state: RoundState, chances: FloatArray, allowed: IntArray) -> IntArray:
         """See `PlannedRound.start`."""
@@ -108,6 +109,7 @@ class BatchRound:
         found: IntArray = look(
             self._drafting, level.requests, told, level.depth, carry, seconds, self._max_length, self._price
         )
+        self.trims = bool((self._drafting.planned < self._drafting.length).any())
         return found
 
     def _told(self, level: DraftLevel) -> NDArray[np.float32]:

@@ -67,9 +67,9 @@ class Decision:
 class DraftLevel:
     """What is known after a draft level. ``A`` of the ``B`` requests; arrays are ``[A]``.
 
-    The requests are those that drafted at this level and may go on; where the controller trims (`Controller.trims`)
-    and verification is ``coupled`` also those that have reached their length, whose answer then does not matter. A
-    feature that is not among `Controller.level_features` may be NaN.
+    The requests are those that drafted at this level and may go on, as far as was decided before the round; where the
+    controller trims (`Controller.trims`) and verification is ``coupled`` also the others, whose answer then does not
+    matter. A feature that is not among `Controller.level_features` may be NaN.
     """
 
     depth: int

@@ -134,6 +134,7 @@ class GuardedController(Controller):
         answer = None
         if self._own_round:
             answer = self._asked(lambda: self.inner.new_lengths(level), lambda told: _checked_answer(told, level))
+            self.trims = bool(self.inner.trims)
         return np.full(len(level.requests), level.depth) if answer is None else answer
 
     def verify_lengths(self, num_drafted: IntArray) -> IntArray:

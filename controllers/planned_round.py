@@ -21,6 +21,9 @@ from .round_costs import RoundCosts
 class PlannedRound(Protocol):
     """A round that may draft."""
 
+    trims: bool
+    """Whether fewer tokens shall be verified than are drafted."""
+
     def start(self, state: RoundState, chances: FloatArray, allowed: IntArray) -> IntArray:
         """``[B]`` lengths. ``chances`` ``[B, D]`` by depth; ``allowed`` ``[B]``: most tokens.
 
@@ -41,6 +44,7 @@ class SingleRound:
         """``costs`` has been told of the round."""
         self._costs, self._action, self._predictor, self._looks = costs, action, predictor, looks
         self._bound = self._planned = 0
+        self.trims = False
 
     def start(self, state: RoundState, chances: FloatArray, allowed: IntArray) -> IntArray:
         """See `PlannedRound.start`."""
@@ -88,6 +92,7 @@ class SingleRound:
                 chances[further] = 1 / (1 + math.exp(-_log_odds(prior[further]) - news))
         self._spent += self._level + costs.look + costs.answer
         self._planned = self._plan(self._bound, depth, 0.0, 0.0)
+        self.trims = self._planned < depth
         return np.asarray([max(self._planned, depth)])
 
     def _told(self, level: DraftLevel) -> tuple[float, float]:

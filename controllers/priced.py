@@ -29,7 +29,7 @@ class PricedController(Controller):
 
     asked_levels: int
     trims: bool
-    """Both change with the action: a round with looks asks, and trims."""
+    """Both change: a round with looks asks, and where a look finds that a token is not even worth verifying, trims."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class PricedController(Controller):
     def _ask(self, levels: int) -> None:
         # A predictor that reads nothing of a level has nothing to learn by a look.
         self.asked_levels = levels if self.predictor.level_features else 0
-        self.trims = self.asked_levels > 0
+        self.trims = False
 
     def _begin(self, requests: int, action: Action) -> PlannedRound:
         if requests == 1:
@@ -112,7 +112,9 @@ class PricedController(Controller):
         """See `Controller.new_lengths`."""
         if self._round is None:
             return super().new_lengths(level)
-        return self._round.look(level)
+        lengths = self._round.look(level)
+        self.trims = self._round.trims
+        return lengths
 
     def verify_lengths(self, num_drafted: IntArray) -> IntArray:
         """See `Controller.verify_lengths`."""

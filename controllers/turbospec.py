@@ -21,6 +21,8 @@ class TurboSpecController(Controller):
     ``probe_length`` tokens for one round.
     """
 
+    plans = True  # It takes more time to decide than a plan (benchmarks/decision.py).
+
     def __init__(
         self,
         surface: CostSurface,

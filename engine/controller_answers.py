@@ -51,7 +51,7 @@ def checked_new_lengths(controller: Controller, speculating: NDArray[np.int64]) 
         name = f"{type(controller).__name__}.new_lengths"
         lengths = np.asarray(controller.new_lengths(own))
         _check_integers(lengths, len(level.requests), name)
-        if (lengths < level.depth).any():
+        if len(lengths) and lengths.min() < level.depth:
             raise ControllerError(f"{name} must return {level.depth} or more, got {lengths.tolist()}")
         return lengths
 

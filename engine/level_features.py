@@ -15,7 +15,7 @@ def draft_level(
     depth: int,
     requests: NDArray[np.int64],
     tempered: torch.Tensor,
-    margin: torch.Tensor | None,
+    margin: NDArray[np.float64] | None,
     features: Collection[str],
     agreement: Sequence[int] | None,
 ) -> DraftLevel:
@@ -24,14 +24,12 @@ def draft_level(
     ``tempered`` is ``[A, vocab_size]``: the drafter's logits after filters and temperature. ``margin`` and
     ``agreement`` are ``[A]``. What is not in ``features`` is NaN.
     """
-    columns = _confidence(tempered, features)
-    if margin is not None:
-        columns["margin"] = margin
     known: dict[str, NDArray[np.float64]] = {}
-    if len(columns) == 1:
-        known = {name: column.cpu().numpy().astype(np.float64) for name, column in columns.items()}
-    elif columns:  # One transfer for all columns: each would wait for the device.
-        known = dict(zip(columns, torch.stack(list(columns.values())).cpu().numpy().astype(np.float64), strict=True))
+    if columns := _confidence(tempered, features):  # One transfer for all: each would wait for the device.
+        told = torch.stack(list(columns.values())).cpu().numpy().astype(np.float64)
+        known = dict(zip(columns, told, strict=True))
+    if margin is not None:
+        known["margin"] = margin
     if agreement is not None:
         known["agreement"] = np.asarray(agreement, dtype=np.float64)
     unknown = np.full(len(requests), np.nan)

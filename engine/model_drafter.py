@@ -112,18 +112,17 @@ class ModelDrafter(Drafter):
                 step = self._next_step(step, requests, active, None, depth, chosen.tokens[:, 0])
                 logits = self.runner.forward(step, self.cache)
                 continue
-            going = lengths[active] > depth
-            if asks and (context.asks_last_level or going.any()):
+            able = bound[active] > depth
+            if asks and (context.asks_last_level or able.any()):
                 if "agreement" in context.level_features:
                     _add_levels(pending, drafts)
                 asked, margin = active, chosen.margin
-                if not (context.asks_last_level or going.all()):
-                    index = torch.from_numpy(np.flatnonzero(going)).to(tempered.device)
-                    asked, tempered = active[going], tempered[index]
-                    margin = None if margin is None else margin[index]
+                if not (context.asks_last_level or able.all()):
+                    asked, tempered = active[able], tempered[torch.from_numpy(able).to(tempered.device)]
+                    margin = None if margin is None else margin[able]
                 told = self._ask(context, depth, requests, drafts, asked, tempered, margin)
                 lengths[asked] = np.minimum(told, bound[asked])
-                going = lengths[active] > depth
+            going = lengths[active] > depth
             if not going.any():
                 break
             step = self._next_step(step, requests, active, going, depth, chosen.tokens[:, 0])
@@ -142,7 +141,7 @@ class ModelDrafter(Drafter):
         drafts: Sequence[GrowingDraft],
         asked: NDArray[np.int64],
         tempered: torch.Tensor,
-        margin: torch.Tensor | None,
+        margin: NDArray[np.float64] | None,
     ) -> NDArray[np.int64]:
         """The controller's answer for the requests ``asked`` ``[A]``, of which the tensors' rows are."""
         agreement = None

@@ -165,7 +165,7 @@ class ReplayEngine:
         while active.size:
             depth += 1
             drafted[active] = depth
-            told = active if controller.trims else active[now[active] > depth]
+            told = active if controller.trims else active[lengths[active] > depth]
             if told.size and depth <= controller.asked_levels:
                 if self._confidence is None:
                     told_of = np.full((len(told), 4), np.nan)

@@ -72,6 +72,9 @@ def priced_lengths(
     active, told = np.flatnonzero(lengths), np.empty((batch, 2), dtype=np.float32)
     depth = asked = 0
     while len(active) > 0 and depth < looks:
+        active = active[lengths[active] > depth + 1]
+        if len(active) == 0:
+            break
         depth += 1
         asked += len(active)
         for number in range(len(active)):

@@ -118,8 +118,9 @@ class CleanRounds:
         self.drafting = [Plan(length, length, temperature=own) for own in (0.0, 1.0) for length in lengths]
         if most:
             short = lengths[0]
-            looking = sorted({(short, 0), (short, 1), (short, short), (most, 0), (most, most)})
-            planned = [Plan(own, own, looks, planned=True) for own, looks in looking]
+            # After the last level that was decided on there is nothing to ask.
+            looking = {(own, min(looks, own - 1)) for own in (short, most) for looks in (0, 1, most)}
+            planned = [Plan(own, own, looks, planned=True) for own, looks in sorted(looking)]
             self.drafting[len(lengths) : len(lengths)] = [*planned, Plan(most, most // 4)]
         self._planning = {
             own: _planning_controller(self.engine, meter.surface, own) for own in self.drafting if own.planned

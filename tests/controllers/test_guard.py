@@ -156,7 +156,7 @@ def test_what_the_engine_reads_is_that_of_who_decided() -> None:
     inner.level_features = ("margin",)
     guarded = GuardedController(inner, ConstantController(2), GuardSettings(probe_every=0, suspended_rounds=2))
     guarded.decide(round_state(2))
-    assert (guarded.asked_levels, guarded.trims, guarded.level_features) == (2, True, ("margin",))
+    assert (guarded.asked_levels, guarded.trims, guarded.level_features) == (2, False, ("margin",))
     decision = guarded.decide(round_state(2, kv_free=math.nan, acceptance_rate=math.inf, context_length=-(10**9)))
     assert decision.num_speculative_tokens.tolist() == [2, 2] and guarded.report.faults.total() == 1
     assert (guarded.asked_levels, guarded.trims) == (0, False)

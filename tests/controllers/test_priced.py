@@ -28,8 +28,6 @@ from specpilot.tests.support.rounds import compute_bound, memory_bound, moderate
 class ByTheRule(Controller):
     """`price_rule.plan_lengths` before the round and after every look, for what ``model`` has chosen as its action."""
 
-    trims = True
-
     def __init__(self, model: PricedController) -> None:
         self.model, self.costs = model, model.costs
         self.action = model.policy.act(np.zeros(0))
@@ -48,7 +46,7 @@ class ByTheRule(Controller):
         self.bound = np.minimum(allowed, self.action.max_length) * (self.planned > 0)
         if not self.asked_levels:
             self.bound = self.planned
-        self.now = self.bound.copy()
+        self.now, self.trims = self.bound.copy(), False
         return Decision(self.bound)
 
     def prices(self, requests: int, longest: float) -> RoundSeconds:
@@ -94,6 +92,7 @@ class ByTheRule(Controller):
         allowed[own] = self.bound[own]
         self.planned = self.plan(allowed, drafted, np.zeros(len(going), dtype=bool), depth)
         self.now[own] = np.maximum(self.planned[own], depth)
+        self.trims = bool((self.planned < self.now).any())
         return self.now[own]
 
     def verify_lengths(self, num_drafted: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from specpilot.controllers import (
+    LEVEL_FEATURES,
     AcceptancePredictor,
     Action,
     Controller,
@@ -119,13 +120,10 @@ def play(own: Controller, state: RoundState, rng: np.random.Generator, sure: flo
         if depth > own.asked_levels:
             active = active[now[active] > depth]
             continue
-        whole = confidences[depth - 1]
-        told = DraftLevel(
-            depth,
-            active,
-            *(getattr(whole, name)[active] for name in ("top1_probability", "entropy", "margin", "agreement")),
-        )
-        now[active] = np.minimum(own.new_lengths(told), lengths[active])
+        whole, asked = confidences[depth - 1], active if own.trims else active[lengths[active] > depth]
+        if len(asked):
+            told = DraftLevel(depth, asked, *(getattr(whole, name)[asked] for name in LEVEL_FEATURES))
+            now[asked] = np.minimum(own.new_lengths(told), lengths[asked])
         active = active[now[active] > depth]
     verified = own.verify_lengths(drafted) if own.trims and drafted.any() else drafted
     kept = np.minimum(verified, agreed)
