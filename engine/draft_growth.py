@@ -69,13 +69,11 @@ def _best_on_cpu(scores: NDArray[np.float32], with_margin: bool) -> tuple[torch.
     tokens = scores.argmax(axis=1)
     if not with_margin:
         return torch.from_numpy(tokens[:, None]), None
-    margins = np.empty(len(scores))
-    for row, token in enumerate(tokens.tolist()):  # Of few rows, quicker than indexing them all at once.
-        own = scores[row]
-        best = own.item(token)
-        own[token] = -np.inf
-        margins[row] = best - own.max().item()
-        own[token] = best
+    rows = np.arange(len(scores))
+    best = scores[rows, tokens]
+    scores[rows, tokens] = -np.inf
+    margins = best.astype(np.float64) - scores.max(axis=1)
+    scores[rows, tokens] = best
     return torch.from_numpy(tokens[:, None]), margins
 
 
