@@ -110,6 +110,7 @@ def _document(controller: Controller, facts: dict[str, Any]) -> dict[str, Any]:
             "max_num_speculative_tokens": controller.maximum,
             "max_batch": controller.max_batch,
             "max_context": controller.max_context,
+            "hold": controller.hold,
         },
         "predictor": controller.predictor.document(),
         "cost_surface": compact(controller.surface)._document(),
@@ -189,14 +190,15 @@ def _priced(document: dict[str, Any], file: Path, surface: CostSurface | None) -
     except ValueError as error:
         raise FieldError(f"'predictor': {error}") from None
     limits = mapping(document["limits"], "limits")
-    only(limits, ("max_num_speculative_tokens", "max_batch", "max_context"), "limits.")
+    only(limits, ("max_num_speculative_tokens", "max_batch", "max_context", "hold"), "limits.")
     length = integer(limits["max_num_speculative_tokens"], "limits.max_num_speculative_tokens", 0, MAX_LENGTH)
     batch = integer(limits["max_batch"], "limits.max_batch", 1, 4096)
     context = integer(limits["max_context"], "limits.max_context", 1, 2**20)
+    hold = integer(limits["hold"], "limits.hold", 1, 1000)
     cells = (batch + 1) * max(length + 3, context // CHUNK_STEP + 2) * (context // CONTEXT_STEP + 2)
     if cells > MAX_CELLS:
         raise FieldError(f"'limits' ask for a cost table of {cells} cells, at most {MAX_CELLS} are made")
-    controller = PricedController(policy, predictor, surface or made_for, length, batch, context)
+    controller = PricedController(policy, predictor, surface or made_for, length, batch, context, hold)
     if not all(np.isfinite(table).all() for table in controller.costs):
         raise FieldError("'cost_surface' gives no finite seconds within 'limits'")
     return controller

@@ -11,6 +11,7 @@ from .action import Action, Features, FixedPolicy, Policy
 from .controller import Controller, Decision, DraftLevel, FloatArray, IntArray, RoundOutcome, RoundState
 from .cost_surface import CostSurface
 from .cost_table import CostTable
+from .held_lengths import HeldLengths
 from .observation import new_history
 from .planned_round import PlannedRound, SingleRound
 from .round_costs import RoundCosts
@@ -39,11 +40,16 @@ class PricedController(Controller):
         max_num_speculative_tokens: int = 8,
         max_batch: int = 32,
         max_context: int = 1024,
+        hold: int = 1,
     ) -> None:
         """``max_batch`` and ``max_context`` bound the cost table.
 
         Larger batches cost what the largest one does; beyond the last context costs go on with their last slope.
+        ``hold``: rounds that a decision without looks holds (`HeldLengths`). Rounds in which it only holds are not
+        noted in the history.
         """
+        if hold < 1:
+            raise ValueError(f"hold must be 1 or more rounds, got {hold}")
         self.policy = policy
         self.predictor = predictor
         self.surface = surface
@@ -60,6 +66,8 @@ class PricedController(Controller):
         self._costs = RoundCosts(self.costs)
         self._round: PlannedRound | None = None
         self._longest_length = 0
+        self._held = HeldLengths(hold)
+        self._holds = False
         self._ask(max(tier.asked_levels for tier in policy.tiers))
         self._compiled: ModuleType | None = None
         if any(tier.price > 0 for tier in policy.tiers):
@@ -70,6 +78,13 @@ class PricedController(Controller):
 
     def decide(self, state: RoundState) -> Decision:
         """See `Controller.decide`."""
+        allowed = np.minimum(state.max_num_speculative_tokens, self.maximum)
+        held = self._held.lengths(state.request_ids)
+        self._holds = held is not None
+        if held is not None:
+            self._round, self.plans = None, False
+            self._ask(0)
+            return Decision(np.minimum(held, allowed))
         requests, costs = len(state.request_ids), self._costs
         costs.enter(requests, float(max(state.context_length.tolist())))
         compiled = self._compiled if requests > 1 else None
@@ -85,15 +100,27 @@ class PricedController(Controller):
         self.action = action = self.policy.act(seen)
         self._round, self.plans = None, action.price > 0
         self._ask(action.asked_levels)
-        allowed = np.minimum(state.max_num_speculative_tokens, self.maximum)
         if action.price == 0:
             lengths = np.minimum(allowed, action.max_length)
         elif action.max_length > 0 and max(allowed.tolist()) > 0:
             lengths = self._begin(requests, action).start(state, chances, allowed)
         else:
             lengths = np.zeros(requests, dtype=np.int64)
-        self._longest_length = max(lengths.tolist())
+        given: list[int] = lengths.tolist()
+        self._longest_length = max(given)
+        if action.price == 0:  # Not what is left of a request's tokens, but what is left of its length.
+            given = [action.max_length] * requests
+        self._held.note(state.request_ids, given, self.asked_levels == 0)
         return Decision(lengths)
+
+    @property
+    def hold(self) -> int:
+        """Rounds that a decision holds; may be set."""
+        return self._held.rounds
+
+    @hold.setter
+    def hold(self, rounds: int) -> None:
+        self._held = HeldLengths(rounds)
 
     def _ask(self, levels: int) -> None:
         # A predictor that reads nothing of a level has nothing to learn by a look.
@@ -122,6 +149,8 @@ class PricedController(Controller):
 
     def observe(self, outcome: RoundOutcome) -> None:
         """See `Controller.observe`."""
+        if self._holds:
+            return
         seconds = outcome.draft_seconds + outcome.verify_seconds + outcome.catch_up_seconds + outcome.host_seconds
         note_round(
             self.history,

@@ -42,12 +42,15 @@ class FleetConfig:
     round over plain decoding's, as Learning to Draft (arXiv 2603.01639) uses it; another objective, for comparison."""
     max_requests: int | None = None
     """Requests of an episode; None: more than its rounds can serve."""
+    hold: int = 1
+    """Rounds that a decision without looks holds, as of `PricedController`: in between actions are not heard."""
 
     def __post_init__(self) -> None:
         if self.reward not in REWARDS:
             raise ValueError(f"reward must be one of {REWARDS}, got {self.reward!r}")
-        if self.max_rounds < 1:
-            raise ValueError(f"max_rounds must be at least 1, got {self.max_rounds}")
+        for name in ("max_rounds", "hold"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.traffic:
             raise ValueError("traffic needs at least one scenario")
 
@@ -115,6 +118,10 @@ class ReplayFleet:
         begin(self.recording, self.schedule, self.fleet, self.costs, self.engine.prefill_chunk, e)
         observe(self.recording, self.schedule, self.fleet, self.costs, self.kv_tokens, e, self.observations[e])
 
+    def decide_now(self) -> None:
+        """The next round is decided anew everywhere, whatever is held."""
+        self.fleet.phase[:] = 0
+
     @contextmanager
     def trial(self) -> Iterator[None]:
         """Whatever is stepped inside has not happened afterwards."""
@@ -155,6 +162,7 @@ class ReplayFleet:
             lengths,
             prices,
             looks,
+            self.config.hold,
             self.observations,
             self._gained,
             self._alive,

@@ -149,6 +149,7 @@ class ReplayEngine:
             levels,
             asked,
             bool(controller.plans),
+            True,
             1.0,
         )
         outcome = RoundOutcome(drafted, verified, accepted, committed, parts[1], parts[2], parts[0], parts[3])

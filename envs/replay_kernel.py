@@ -86,6 +86,26 @@ def priced_lengths(
 
 
 @compiled
+def held_lengths(held: IntArray, allowed: IntArray) -> IntArray:
+    """``[B]`` lengths by the last decision, of which ``held`` ``[B]`` tells; empty where too many have come since.
+
+    As `controllers.held_lengths.HeldLengths`: who has come since gets what the others have, in the mean.
+    """
+    total = known = 0
+    for length in held:
+        if length >= 0:
+            total += length
+            known += 1
+    if 4 * (len(held) - known) > len(held):
+        return held[:0]
+    usual = int(total / known + 0.5)
+    for row in range(len(held)):
+        if held[row] < 0:
+            held[row] = usual
+    return np.minimum(held, np.maximum(allowed, 0))
+
+
+@compiled
 def price_round(
     recording: Recording,
     schedule: Schedule,
@@ -95,12 +115,26 @@ def price_round(
     max_length: int,
     price: float,
     looks: int,
+    hold: int,
 ) -> None:
-    """Decide by the price rule and carry the round out."""
+    """Decide by the price rule, or hold what was decided less than ``hold`` rounds ago, and carry the round out."""
     slots = gather(fleet, e)
     left = np.empty(len(slots), dtype=np.int64)
     for row in range(len(slots)):
         left[row] = schedule.limit[e, fleet.request[e, slots[row]]] - fleet.generated[e, slots[row]]
+    allowed = np.minimum(left - 1, recording.chance.shape[1])
+    phase = fleet.phase[e]
+    fleet.phase[e] = (phase + 1) % hold
+    if phase > 0:
+        held = fleet.held[e][slots]
+        own = held_lengths(held, allowed)
+        if len(own) > 0:
+            for row in range(len(slots)):
+                fleet.held[e, slots[row]] = held[row]
+            finish_round(
+                recording, schedule, fleet, costs, e, slots, own, own.copy(), own.copy(), 0, 0, False, False, price
+            )
+            return
     lengths, drafted, verified, asked_levels, asked = priced_lengths(
         recording,
         costs,
@@ -110,14 +144,30 @@ def price_round(
         temperatures(recording, schedule, fleet, e, slots),
         fleet.rate[e][slots],
         whole_drafts(fleet, e, slots),
-        np.minimum(left - 1, recording.chance.shape[1]),
+        allowed,
         max_length,
         price,
         looks,
     )
-    planned = price > 0
+    for row in range(len(slots)):
+        fleet.held[e, slots[row]] = lengths[row] if price > 0 else max_length
+    if looks > 0 and recording.tells:  # What a look has told does not hold.
+        fleet.phase[e] = 0
     finish_round(
-        recording, schedule, fleet, costs, e, slots, lengths, drafted, verified, asked_levels, asked, planned, price
+        recording,
+        schedule,
+        fleet,
+        costs,
+        e,
+        slots,
+        lengths,
+        drafted,
+        verified,
+        asked_levels,
+        asked,
+        price > 0,
+        True,
+        price,
     )
 
 
@@ -168,7 +218,7 @@ def reset_engine(schedule: Schedule, fleet: Fleet, fresh: Schedule, e: int) -> N
     schedule.concurrency[e] = fresh.concurrency[0]
     for number in (fleet.clock, fleet.prefill_seconds, fleet.weight, fleet.seconds, fleet.worth):
         number[e] = 0.0
-    for whole in (fleet.arrived, fleet.admitted, fleet.finished, fleet.running, fleet.tokens):
+    for whole in (fleet.arrived, fleet.admitted, fleet.finished, fleet.running, fleet.tokens, fleet.phase):
         whole[e] = 0
     fleet.meter[e] = 0.0
     fleet.decoding[e] = False
@@ -188,6 +238,7 @@ def step_all(
     max_length: IntArray,
     price: FloatArray,
     looks: IntArray,
+    hold: int,
     out: FloatArray,
     gained: FloatArray,
     alive: IntArray,
@@ -206,7 +257,7 @@ def step_all(
         fleet.worth[e] = 0.0
         fleet.seconds[e] = 0.0
         fleet.weight[e] = 0.0
-        price_round(recording, schedule, fleet, costs, e, max_length[e], price[e], looks[e])
+        price_round(recording, schedule, fleet, costs, e, max_length[e], price[e], looks[e], hold)
         alive[e] = begin(recording, schedule, fleet, costs, prefill_chunk, e)
         gained[e, 0] = fleet.tokens[e]
         gained[e, 1] = fleet.seconds[e]

@@ -144,6 +144,7 @@ class ReplayQuestions:
             own.asked_levels,
             own.asked,
             False,
+            True,
             1.0,
         )
         longest, state = int(drafted.max()), own.state

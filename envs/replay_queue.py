@@ -48,6 +48,7 @@ def _admit(recording: Recording, schedule: Schedule, fleet: Fleet, e: int) -> No
         fleet.rate[e, slot] = np.nan
         fleet.last_drafted[e, slot] = -1
         fleet.last_accepted[e, slot] = -1
+        fleet.held[e, slot] = -1
         fleet.running[e] += 1
         fleet.admitted[e] += 1
 

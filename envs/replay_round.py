@@ -66,6 +66,7 @@ def _release(fleet: Fleet, e: int, slot: int) -> None:
     last = fleet.running[e] - 1
     for table in (fleet.request, fleet.prefilled, fleet.generated, fleet.lag, fleet.last_drafted, fleet.last_accepted):
         table[e, slot] = table[e, last]
+    fleet.held[e, slot] = fleet.held[e, last]
     fleet.decoding[e, slot] = fleet.decoding[e, last]
     fleet.rate[e, slot] = fleet.rate[e, last]
     fleet.running[e] = last
@@ -85,11 +86,13 @@ def finish_round(
     asked_levels: int,
     asked: int,
     planned: bool,
+    noted: bool,
     price: float,
 ) -> tuple[IntArray, IntArray, FloatArray]:
     """Commit a round. Returns accepted and committed tokens ``[B]`` and its seconds by part ``[4]``.
 
-    ``price`` is only remembered (`observation`). Requests that are done leave.
+    ``planned``: as of `round_seconds`; ``noted``: the round enters the history, with ``price``. Requests that are done
+    leave.
     """
     context = contexts(recording, schedule, fleet, e, slots)
     at = positions(recording, schedule, fleet, e, slots)
@@ -131,6 +134,8 @@ def finish_round(
     fleet.finished[e] += num_done
     tokens = committed.sum()
     fleet.tokens[e] += tokens
+    if not noted:
+        return accepted, committed, np.array(parts)
     plain = plain_round_seconds(costs, batch, float(context.max()))
     spent = parts[0] + parts[1] + parts[2] + parts[3]
     update_history(

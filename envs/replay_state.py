@@ -133,6 +133,10 @@ class Fleet(NamedTuple):
     """``[E, S]`` acceptance rate of the request; NaN before its first verified draft."""
     last_drafted: IntArray
     last_accepted: IntArray
+    phase: IntArray
+    """``[E]`` rounds since the last decision of one that is held for some rounds (`FleetConfig.hold`)."""
+    held: IntArray
+    """``[E, S]`` length that the last decision gave the request; -1: it has come since."""
     history: FloatArray
     """``[E, HISTORY_SIZE]``."""
     prefill_seconds: FloatArray
@@ -177,6 +181,8 @@ class Fleet(NamedTuple):
             rate=np.full((engines, slots), np.nan),
             last_drafted=integers(slots),
             last_accepted=integers(slots),
+            phase=integers(),
+            held=integers(slots),
             history=np.tile(new_history(), (engines, 1)),
             prefill_seconds=zeros(),
             weight=zeros(),

@@ -27,6 +27,8 @@ from specpilot.train.scenarios import Scenario, ScenarioConfig, Stage, closed_lo
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 PRICES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3, 1.5, 2.0)
 LOOKS = (0, 1, 2, 3)
+HOLD = 4
+"""Rounds that a plan of the price rule holds."""
 PROBE_INTERVALS = (None, 20, 100)
 ADAPTIVE_LENGTHS = (2, 3, 4, 6, 8)
 TABLE_BATCHES = (1, 2, 4, 8, 16, 24, 32)
@@ -127,7 +129,7 @@ class BaselineTuning:
         """`score` of the price rule."""
         schedules = (self.stage.schedule(mix, SEED) for mix in self.mixes)
         return geometric_mean(
-            serve_priced(self.stage, self.recording, own, action).tokens_per_second for own in schedules
+            serve_priced(self.stage, self.recording, own, action, HOLD).tokens_per_second for own in schedules
         )
 
     def _mix(self, concurrency: int) -> Scenario:

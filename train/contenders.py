@@ -26,6 +26,7 @@ from specpilot.controllers.action import factored_tiers
 from specpilot.envs.replay import Served
 from specpilot.envs.replay_state import Recording
 from specpilot.train.baseline_tuning import (
+    HOLD,
     LOOKS,
     PRICES,
     SEED,
@@ -35,7 +36,7 @@ from specpilot.train.baseline_tuning import (
     warmed_adaptive,
 )
 from specpilot.train.predictor import fit_ceiling
-from specpilot.train.priced_replay import ceiling_recording, serve_priced, without_asking
+from specpilot.train.priced_replay import ceiling_recording, serve_priced, without_deciding
 from specpilot.train.replay_oracles import serve_oracle
 from specpilot.train.scenarios import Scenario, ScenarioConfig, Stage
 
@@ -82,7 +83,7 @@ class Ceiling:
 
     recording: Recording
     actions: dict[str, Action]
-    """The best one of each scenario where looks cost nothing."""
+    """The best one of each scenario where planning and looking cost nothing."""
     paying: dict[str, Action]
     """The best one of each scenario where they cost what they do."""
 
@@ -132,17 +133,17 @@ class Field:
         """The price rule as a controller; `serve` runs it compiled, with the same result."""
         config, policy = self.stage.config, FixedPolicy(self._rule)
         surface, slots, context = self.stage.surface, config.max_num_seqs, config.max_model_len
-        return PricedController(policy, self.predictor, surface, self.longest, slots, context)
+        return PricedController(policy, self.predictor, surface, self.longest, slots, context, HOLD)
 
     def serve(self, scenario: Scenario, seed: int) -> dict[str, Served]:
         """What every contender makes of the scenario's schedule of this seed."""
         stage, schedule = self.stage, self.stage.schedule(scenario, seed)
         served = {name: stage.engine(schedule).serve(make()) for name, make in self.controllers().items()}
-        served[PRICE_RULE] = serve_priced(stage, self.recording, schedule, self._rule)
+        served[PRICE_RULE] = serve_priced(stage, self.recording, schedule, self._rule, HOLD)
         if self.ceiling is not None:
             free, paying = (own[scenario.name] for own in (self.ceiling.actions, self.ceiling.paying))
-            served[CEILING] = serve_priced(without_asking(stage), self.ceiling.recording, schedule, free)
-            served[PAYING] = serve_priced(stage, self.ceiling.recording, schedule, paying)
+            served[CEILING] = serve_priced(without_deciding(stage), self.ceiling.recording, schedule, free)
+            served[PAYING] = serve_priced(stage, self.ceiling.recording, schedule, paying, HOLD)
         best = max(getattr(own, scenario.figure) for own in served.values())
         for name, per_request in ((UNIFORM, False), (REQUEST, True)):
             served[name] = serve_oracle(stage, scenario, schedule, per_request, best)
@@ -159,7 +160,7 @@ def ceiling_actions(
 ) -> tuple[dict[str, Action], dict[str, Action]]:
     """The best action of each scenario, on one half of the training requests with a predictor of the other.
 
-    Once where looks cost nothing, after every level, and once where they cost what they do.
+    Once where planning and looking cost nothing, with looks after every level, and once where they cost what they do.
 
     Chances on requests that were fitted to would be too sure of themselves, and the price with them.
     """
@@ -173,16 +174,18 @@ def ceiling_actions(
     lengths = sorted({min(length, longest) for length in (*CEILING_LENGTHS, longest)})
     free, paying = factored_tiers(lengths, PRICES, (longest,)), factored_tiers((longest,), PRICES, LOOKS)
     return (
-        {scenario.name: _best_action(without_asking(own), recording, scenario, free) for scenario in own_scenarios},
-        {scenario.name: _best_action(own, recording, scenario, paying) for scenario in own_scenarios},
+        {one.name: _best_action(without_deciding(own), recording, one, free, 1) for one in own_scenarios},
+        {one.name: _best_action(own, recording, one, paying, HOLD) for one in own_scenarios},
     )
 
 
-def _best_action(stage: Stage, recording: Recording, scenario: Scenario, candidates: Sequence[Action]) -> Action:
+def _best_action(
+    stage: Stage, recording: Recording, scenario: Scenario, candidates: Sequence[Action], hold: int
+) -> Action:
     schedules = [stage.schedule(scenario, SEED + number) for number in range(2)]
 
     def figure(action: Action) -> float:
-        runs = (serve_priced(stage, recording, own, action) for own in schedules)
+        runs = (serve_priced(stage, recording, own, action, hold) for own in schedules)
         return sum(float(getattr(run, scenario.figure)) for run in runs)
 
     return best_of(candidates, figure)

@@ -103,13 +103,14 @@ class Distillation:
             fleet.reset(e, scenario=e % len(self.ppo.scenarios))
         parts: list[Dataset] = []
         while sum(len(part.tier) for part in parts) < self.config.states:
+            fleet.decide_now()
             features = fleet.observations.copy()
             tier = self.teaching.labels(fleet)
             weight = np.maximum(cost.of(tier), LEAST_WEIGHT)
             # What a constant is worth, staying off above all, shows only after some rounds.
             weight = np.where(self.teaching.fixed[fleet.scenario] >= 0, np.maximum(weight, weight.mean()), weight)
             parts.append(Dataset(features, tier, weight))
-            for _ in range(4):  # Rounds in a row are alike.
+            for _ in range(max(4, self.ppo.hold)):  # Rounds in a row are alike.
                 if driver is None:
                     actions = [self.tiers[own] for own in self.teaching.labels(fleet)]
                 else:
@@ -164,7 +165,7 @@ class Distillation:
     def controller(self, policy: Policy) -> PricedController:
         """``policy`` with the run's predictor and costs."""
         own = self.material
-        return PricedController(policy, own.predictor, own.surface, max_num_speculative_tokens=self.ppo.longest)
+        return PricedController(policy, own.predictor, own.surface, self.ppo.longest, hold=self.ppo.hold)
 
     def report(self, name: str, policy: Policy, data: Dataset, teacher: NDArray[np.float64]) -> dict[str, Any]:
         """Size, agreement with the teacher and tokens per second given up."""

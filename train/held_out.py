@@ -32,10 +32,11 @@ class HeldOut:
         requests: int,
         seeds: int,
         seed: int,
+        hold: int = 1,
     ) -> None:
         """Every scenario serves ``requests`` requests to the end, or five times its concurrency if that is more."""
         self.traffic, self.seeds, self._seed = tuple(traffic), seeds, seed
-        config = FleetConfig(tuple(traffic), max_rounds=10**9, max_requests=requests)
+        config = FleetConfig(tuple(traffic), max_rounds=10**9, max_requests=requests, hold=hold)
         self.fleet = ReplayFleet(trace, surface, predictor, config, engine, len(traffic) * seeds, seed)
 
     def speeds(self, act: Act) -> NDArray[np.float64]:

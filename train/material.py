@@ -59,6 +59,7 @@ class Material:
             config.evaluation_requests,
             config.evaluation_seeds,
             config.seed + 1,
+            config.hold,
         )
         material = cls(config, learning, surface, predictor, _IDENTITY, engine, held_out)
         material.normaliser = material._fit_normaliser(output / "normaliser.json")
@@ -66,7 +67,9 @@ class Material:
 
     def training_fleet(self, num_envs: int | None = None, seed: int | None = None) -> ReplayFleet:
         """Engines that serve the requests to learn from."""
-        config = FleetConfig(self.config.scenarios, self.config.max_rounds, reward=self.config.reward)
+        config = FleetConfig(
+            self.config.scenarios, self.config.max_rounds, reward=self.config.reward, hold=self.config.hold
+        )
         return ReplayFleet(
             self.learning,
             self.surface,

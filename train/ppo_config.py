@@ -46,7 +46,7 @@ class PpoConfig:
     max_rounds: int = 192
     """Rounds of an episode."""
     hold: int = 4
-    """Replay: rounds that an action holds in training; afterwards the policy is asked every round."""
+    """Rounds that a decision holds while most of the requests are the same: what it takes is shared among them."""
     n_steps: int = 64
     batch_size: int = 512
     n_epochs: int = 6

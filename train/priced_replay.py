@@ -9,6 +9,7 @@ import numpy as np
 from specpilot.controllers import AcceptancePredictor, Action, ConstantController
 from specpilot.controllers.compiled import compiled
 from specpilot.controllers.cost_table import CostTable
+from specpilot.controllers.price_rule import ANSWER, ASKED, PLANNED_REQUEST, PLANNING
 from specpilot.envs.replay import Served
 from specpilot.envs.replay_kernel import price_round
 from specpilot.envs.replay_queue import begin
@@ -17,8 +18,7 @@ from specpilot.envs.trace import Trace
 from specpilot.train.predictor import CeilingPredictor
 from specpilot.train.scenarios import Stage
 
-_ASKING = (5, 6)
-"""Where `RoundOverhead` keeps the seconds per asked level and per asked token."""
+_DECIDING = (ASKED, ANSWER, PLANNING, PLANNED_REQUEST)
 
 
 @compiled
@@ -31,12 +31,13 @@ def _serve(
     max_length: int,
     price: float,
     looks: int,
+    hold: int,
 ) -> None:
     while begin(recording, schedule, fleet, costs, prefill_chunk, 0):
-        price_round(recording, schedule, fleet, costs, 0, max_length, price, looks)
+        price_round(recording, schedule, fleet, costs, 0, max_length, price, looks, hold)
 
 
-def serve_priced(stage: Stage, recording: Recording, schedule: Schedule, action: Action) -> Served:
+def serve_priced(stage: Stage, recording: Recording, schedule: Schedule, action: Action, hold: int = 1) -> Served:
     """Serve ``schedule`` as `PricedController` with a fixed ``action`` would, with the chances of ``recording``.
 
     The counts of rounds and tokens drafted in the result are 0.
@@ -44,7 +45,7 @@ def serve_priced(stage: Stage, recording: Recording, schedule: Schedule, action:
     engine = stage.engine(schedule)
     chunk = stage.config.prefill_chunk
     length, price = action.max_length, float(action.price)
-    _serve(recording, schedule, engine.fleet, engine.costs, chunk, length, price, action.asked_levels)
+    _serve(recording, schedule, engine.fleet, engine.costs, chunk, length, price, action.asked_levels, hold)
     return engine.serve(ConstantController(0), max_rounds=0)
 
 
@@ -64,8 +65,8 @@ def ceiling_recording(ceiling: CeilingPredictor, first: AcceptancePredictor, tra
     return plain._replace(chance=chance, following=following)
 
 
-def without_asking(stage: Stage) -> Stage:
-    """The same machine where asking a controller costs nothing."""
+def without_deciding(stage: Stage) -> Stage:
+    """The same machine where planning and looking cost nothing."""
     overhead = stage.costs.overhead.copy()
-    overhead[list(_ASKING)] = 0.0
+    overhead[list(_DECIDING)] = 0.0
     return replace(stage, costs=stage.costs._replace(overhead=overhead))

@@ -50,6 +50,7 @@ class ReplayVecEnv(VecEnv):
         """Play ``hold`` rounds everywhere; episodes that end begin again at once."""
         earned, done = np.zeros(self.num_envs), np.zeros(self.num_envs, dtype=bool)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        self.fleet.decide_now()
         for _ in range(self.hold):
             rewards, served, late = self.fleet.step(self._actions)
             earned += np.where(done, 0.0, rewards)  # What a new episode gains under an old action counts for nothing.

@@ -58,6 +58,7 @@ class ScenarioTeacher:
             REQUESTS * config.evaluation_requests,
             config.evaluation_seeds + 1,
             seed,
+            config.hold,
         )
         policy = judge.speeds(lambda rows: [self.policy.act(row) for row in rows])
         gained = np.stack([judge.fixed(action) for action in self.tiers]) / policy  # The same requests.

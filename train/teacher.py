@@ -44,5 +44,6 @@ def save_teacher(path: Path, model: PPO, config: PpoConfig, material: Material, 
         material.predictor,
         material.surface,
         max_num_speculative_tokens=config.longest,
+        hold=config.hold,
     )
     save_controller(controller, path, {"kind": "PPO teacher", "seed": config.seed, **facts})

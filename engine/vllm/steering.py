@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ...controllers import Controller, GuardedController, RoundState, load_controller
+from ...controllers import Controller, GuardedController, PricedController, RoundState, load_controller
 from ...controllers.arrivals import ArrivalMeter
 from .compatibility import problem_of_engine, problem_of_installation
 from .consultation import Consultation
@@ -73,6 +73,8 @@ class Steering:
             self.lag = DrafterLag()
         if settings.controller is not None:
             self.controller = load_controller(settings.controller, settings.cost_surface)
+            if isinstance(inner := getattr(self.controller, "inner", None), PricedController):
+                inner.hold = 1  # How often it is asked is settled here, see `pacing`.
 
     @classmethod
     def of_scheduler(cls, scheduler: Any) -> Steering:

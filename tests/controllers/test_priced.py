@@ -20,6 +20,7 @@ from specpilot.controllers import (
 )
 from specpilot.controllers.acceptance_history import LOWEST_RATE
 from specpilot.controllers.cost_table import interpolate
+from specpilot.controllers.held_lengths import HeldLengths
 from specpilot.controllers.price_rule import RoundSeconds, plan_lengths, verify_curve
 from specpilot.tests.support.priced import controller, play, random_level, random_mlp, random_state, random_tree
 from specpilot.tests.support.rounds import compute_bound, memory_bound, moderate, outcome, round_state
@@ -210,3 +211,39 @@ def test_a_confidence_that_is_no_number_is_named() -> None:
         level.margin[0] = np.nan
         with pytest.raises(MissingFeatureError, match="'margin'"):
             own.new_lengths(level)
+
+
+@pytest.mark.parametrize("batch", [1, 5, 9])
+def test_a_decision_holds_for_some_rounds_and_costs_and_notes_nothing_in_between(batch: int) -> None:
+    own = controller(FixedPolicy(Action(6, 1.0)), moderate(), hold=3)
+    rng, decided = np.random.default_rng(batch), list[list[int]]()
+    for _ in range(12):
+        state = random_state(batch, rng)
+        before = list(own.history)
+        lengths = play(own, state, rng)[0]
+        if own.plans:
+            decided.append(lengths)
+            assert own.history != before
+        else:
+            assert own.history == before and not own.asked_levels and not own.trims
+            allowed = np.minimum(state.max_num_speculative_tokens, own.maximum)
+            assert all(now <= min(was, most) for now, was, most in zip(lengths, decided[-1], allowed, strict=True))
+    assert len(decided) == 4
+
+
+def test_rounds_with_looks_do_not_hold() -> None:
+    own, rng = controller(FixedPolicy(Action(6, 1.0, 1)), moderate(), hold=4), np.random.default_rng(0)
+    for _ in range(6):
+        play(own, random_state(5, rng), rng)
+        assert own.plans
+
+
+def test_who_comes_while_a_decision_holds_gets_what_the_others_have() -> None:
+    held = HeldLengths(10)
+    assert held.lengths("abcd") is None
+    held.note("abcd", [4, 2, 6, 0], holds=True)
+    assert held.lengths("abcd") == [4, 2, 6, 0]
+    assert held.lengths("dcea") == [0, 6, 3, 4] and held.lengths("eac") == [3, 4, 6]
+    assert held.lengths("abfg") is None  # Too many have come.
+    held.note("ab", [1, 1], holds=False)
+    assert held.lengths("ab") is None  # The next round has to be decided anew.

@@ -108,12 +108,14 @@ def test_replay_plays_the_live_engines_rounds_request_by_request(
 # ---------------------------------------------------------------------- the price rule, compiled
 
 
-def serve_compiled(trace: Trace, schedule: Schedule, costs: CostTable, action: Action) -> tuple[int, int, float, float]:
+def serve_compiled(
+    trace: Trace, schedule: Schedule, costs: CostTable, action: Action, hold: int = 1
+) -> tuple[int, int, float, float]:
     """Tokens, rounds, busy seconds and request-seconds of the compiled rule."""
     recording, fleet = Recording.of(trace, random_predictor()), Fleet.new(schedule, CONFIG.max_num_seqs)
     rounds = 0
     while begin(recording, schedule, fleet, costs, CONFIG.prefill_chunk, 0):
-        price_round(recording, schedule, fleet, costs, 0, *action)
+        price_round(recording, schedule, fleet, costs, 0, action.max_length, action.price, action.asked_levels, hold)
         rounds += 1
     return int(fleet.tokens[0]), rounds, float(fleet.seconds[0]), float(fleet.weight[0])
 
@@ -121,8 +123,9 @@ def serve_compiled(trace: Trace, schedule: Schedule, costs: CostTable, action: A
 TRAFFICS = [Traffic(concurrency=n) for n in (1, 3, 8, 12)] + [Traffic("poisson", load=load) for load in (0.5, 1.3)]
 
 
+@pytest.mark.parametrize("hold", [1, 3])
 @pytest.mark.parametrize("traffic", TRAFFICS, ids=lambda own: own.label)
-def test_compiled_rule_serves_like_the_priced_controller(traffic: Traffic) -> None:
+def test_compiled_rule_serves_like_the_priced_controller(traffic: Traffic, hold: int) -> None:
     trace, costs = random_trace(), rich_costs()
     schedule = make_schedule(trace, traffic, costs, CONFIG.max_num_seqs, 40, np.random.default_rng(1))
     seen = set()
@@ -130,10 +133,10 @@ def test_compiled_rule_serves_like_the_priced_controller(traffic: Traffic) -> No
     looking = (Action(0, 1.0, 1), Action(2, 0.5, 1), Action(6, 0.7, 2), Action(6, 1.0, 1), Action(4, 3.0, 6))
     for action in planned + looking:
         controller = PricedController(
-            FixedPolicy(action), random_predictor(), rich_surface(), LONGEST, MAX_BATCH, MAX_CONTEXT
+            FixedPolicy(action), random_predictor(), rich_surface(), LONGEST, MAX_BATCH, MAX_CONTEXT, hold
         )
         served = ReplayEngine(trace, costs, schedule, CONFIG).serve(controller)
-        tokens, rounds, seconds, weight = serve_compiled(trace, schedule, costs, action)
+        tokens, rounds, seconds, weight = serve_compiled(trace, schedule, costs, action, hold)
         assert (tokens, rounds) == (served.tokens, served.rounds)
         assert seconds == pytest.approx(served.busy_seconds, rel=1e-9)
         assert weight == pytest.approx(served.latency_seconds, rel=1e-9)

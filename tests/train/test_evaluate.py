@@ -19,7 +19,7 @@ from specpilot.envs.replay import ReplayConfig
 from specpilot.envs.replay_state import Recording
 from specpilot.envs.trace import Trace
 from specpilot.tests.support.rounds import surface
-from specpilot.train.baseline_tuning import TunedBaselines
+from specpilot.train.baseline_tuning import HOLD, TunedBaselines
 from specpilot.train.contenders import ControllerFile, Field, constant_name
 from specpilot.train.evaluate import evaluate, main
 from specpilot.train.evaluation import EvaluateConfig, ReplayEvaluation
@@ -113,7 +113,7 @@ def test_the_compiled_price_rule_is_the_controller(contest: Field) -> None:
     for scenario in scenarios(SMALL):
         schedule = contest.stage.schedule(scenario, 3)
         compiled = serve_priced(
-            contest.stage, contest.recording, schedule, Action(K, contest.tuned.price, contest.tuned.looks)
+            contest.stage, contest.recording, schedule, Action(K, contest.tuned.price, contest.tuned.looks), HOLD
         )
         played = contest.stage.engine(schedule).serve(contest.price_rule())
         assert played.drafted > 0
