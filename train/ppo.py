@@ -97,11 +97,12 @@ class PpoRun:
             seed=config.seed,
             device="cpu",  # A policy of this size is slower on an accelerator.
         )
-        # Begin where engines are today: mostly without looks.
+        # Begin mostly with plans, hardly with looks, which only pay where a pass takes long.
         bias = model.policy.action_net.bias
         assert isinstance(bias, torch.Tensor)
         with torch.no_grad():
             bias[[number for number, tier in enumerate(config.tiers) if not tier.asked_levels]] += 1.0
+            bias[[number for number, tier in enumerate(config.tiers) if tier.price and not tier.asked_levels]] += 1.0
         return model
 
     def _resume(self) -> None:
