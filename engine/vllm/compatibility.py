@@ -186,5 +186,5 @@ def check_controller(controller: Controller, origin: str) -> None:
     if missing:
         raise RefusedControllerError(
             f"{origin}: the controller reads {', '.join(missing)} of each drafted token, which vLLM does not provide; "
-            "train one whose prices are all 0"
+            "train one without looks"
         )

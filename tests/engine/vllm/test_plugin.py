@@ -125,7 +125,7 @@ def test_the_tiers_name_every_k_that_fits(longest: int, max_num_seqs: int) -> No
     [
         (lambda path: path, "no such file|No such file|not exist|cannot"),
         (lambda path: path.write_text("{}"), "format"),
-        (lambda path: save_controller(priced_controller(FixedPolicy(Action(4, 1.0))), path), "top1_probability"),
+        (lambda path: save_controller(priced_controller(FixedPolicy(Action(4, 1.0, 1))), path), "top1_probability"),
     ],
 )
 def test_a_controller_that_cannot_be_used_stops_the_start_in_one_line(
