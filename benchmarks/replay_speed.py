@@ -46,7 +46,7 @@ class ReplaySpeedConfig:
     samples: int = 7
     max_length: int = 8
     price: float = 1.0
-    looks: int = 1
+    looks: int = 0
 
 
 def run(config: ReplaySpeedConfig) -> dict[str, Any]:
