@@ -23,15 +23,15 @@ class HeldLengths:
     def lengths(self, request_ids: Sequence[str]) -> list[int] | None:
         """What holds in the round that begins; None: decide.
 
-        Up to a quarter of the requests may be new: they get what the others have, in the mean.
+        Up to a quarter of the requests may be new: they get what the others have, in the mean. Once a decision is due
+        nothing holds until there is one: it may fail.
         """
         phase = self._phase
         self._phase = (phase + 1) % self.rounds
-        if phase == 0:
-            return None
         found = [self._lengths.get(name, -1) for name in request_ids]
         new = found.count(-1)
-        if 4 * new > len(found):
+        if phase == 0 or 4 * new > len(found):
+            self._lengths = {}
             return None
         if new:
             usual = int((sum(found) + new) / (len(found) - new) + 0.5)

@@ -245,5 +245,6 @@ def test_who_comes_while_a_decision_holds_gets_what_the_others_have() -> None:
     assert held.lengths("abcd") == [4, 2, 6, 0]
     assert held.lengths("dcea") == [0, 6, 3, 4] and held.lengths("eac") == [3, 4, 6]
     assert held.lengths("abfg") is None  # Too many have come.
+    assert held.lengths("abcd") is None  # The decision that was due has failed.
     held.note("ab", [1, 1], holds=False)
     assert held.lengths("ab") is None  # The next round has to be decided anew.
