@@ -109,6 +109,9 @@ def controllers(settings: Settings, surface: CostSurface) -> dict[str, Controlle
         name: PricedController(policy, predictor, surface, settings.max_length, max(settings.batches))
         for name, policy in policies.items()
     }
+    priced["plan held for 4 rounds"] = PricedController(
+        policies["plan"], predictor, surface, settings.max_length, max(settings.batches), hold=4
+    )
     rows = [(1, 8, 6), (9, None, 3)]
     guarded = GuardedController(priced["tree"], settings=GuardSettings(probe_every=0))
     table, turbospec = LengthTableController(rows), TurboSpecController(surface, settings.max_length)
