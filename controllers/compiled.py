@@ -1,7 +1,7 @@
 """The price rule and its neighbours compiled, so that a controller and replay run the same lines at machine speed.
 
 The first process on a machine compiles for some seconds; the code is kept for those that follow. Without Numba the same
-lines run as plain Python: a controller needs nothing but NumPy, only its questions take longer.
+lines run as plain Python: a controller needs nothing but NumPy, only its plans take longer.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class AskingPolicy:
 
 
 class LengthController(PricedController):
-    """The price rule under actions that are asked for; price 0 is a constant length without questions."""
+    """The price rule under actions that are asked for; price 0 is a constant length."""
 
     def follow(self, episode: LiveEpisode) -> LengthController:
         """Tell ``episode`` of every round."""
