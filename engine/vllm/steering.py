@@ -73,8 +73,6 @@ class Steering:
             self.lag = DrafterLag()
         if settings.controller is not None:
             self.controller = load_controller(settings.controller, settings.cost_surface)
-            if isinstance(inner := getattr(self.controller, "inner", None), PricedController):
-                inner.hold = 1  # How often it is asked is settled here, see `pacing`.
 
     @classmethod
     def of_scheduler(cls, scheduler: Any) -> Steering:
@@ -94,6 +92,9 @@ class Steering:
             self._controller = self._consultation = self.guard = None
             return
         own = Consultation.of(controller, self.settings, self.longest)
+        inner = controller.inner if isinstance(controller, GuardedController) else controller
+        if isinstance(inner, PricedController):
+            inner.hold = 1  # How often it is asked is settled here, see `pacing`.
         if self._consultation is not None:
             self._consultation.tell_all()
         self._controller, self._consultation, self.guard = controller, own, own.guard

@@ -352,7 +352,9 @@ def test_requests_of_their_own_lengths_are_asked_for_in_every_step(paced: Served
 
 
 def test_a_priced_controller_without_prices_steers(steered: Served, prompts: Prompts, texts: Prompts) -> None:
-    steered.steering.controller = priced_controller(FixedPolicy(Action(4, 0.0)))
+    own = priced_controller(FixedPolicy(Action(4, 0.0)), hold=4)
+    steered.steering.controller = own
+    assert own.hold == 1  # The plugin's own pacing says how often it is asked.
     assert steered.texts(prompts) == texts
     guard = steered.steering.guard
     assert guard.report.faults.total() == 0
@@ -362,7 +364,7 @@ def test_a_priced_controller_without_prices_steers(steered: Served, prompts: Pro
 def test_a_controller_that_reads_drafts_is_refused_with_the_features_names(steered: Served) -> None:
     before = steered.steering.guard
     with pytest.raises(ValueError, match="top1_probability, entropy, margin, agreement"):
-        steered.steering.controller = priced_controller(FixedPolicy(Action(4, 1.0)))
+        steered.steering.controller = priced_controller(FixedPolicy(Action(4, 1.0, 1)))
     assert steered.steering.guard is before
 
 
