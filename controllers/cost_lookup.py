@@ -69,7 +69,8 @@ class CostLookup:
             overhead, requests = self.surface.overhead, np.arange(setting.batch + 1)
             level = overhead.per_drafted_token * requests + overhead.per_level * (requests > 0)
             if "draft" in self.surface.costs:
-                level += overhead.draft_factor * self.surface.seconds("draft", requests, tokens, setting.context)
+                drafting = setting.batch * (requests > 0) if self.surface.drafts_whole_batch else requests
+                level += overhead.draft_factor * self.surface.seconds("draft", drafting, tokens, setting.context)
             self._keep(key, level)
         if not setting.per_level and not setting.per_draft:
             return self._tables[key]

@@ -52,6 +52,9 @@ class CostSurface:
     """When it was measured, ISO 8601 in UTC."""
     overhead: RoundOverhead = NO_OVERHEAD
     """What live rounds cost beyond their passes; nothing until it is fitted. Not part of the fingerprint."""
+    drafts_whole_batch: bool = False
+    """Whether every draft level is a pass of the whole batch, however few go on, as in vLLM. Not part of the
+    fingerprint."""
 
     def __post_init__(self) -> None:
         if missing := [name for name in REQUIRED_FIELDS if name not in self.fields]:
@@ -174,7 +177,8 @@ class CostSurface:
         longest = np.where(drafting, cached[:, None] + depth - 1, 0).max(axis=0)
         tokens = np.ones(len(depth))
         tokens[0] += np.mean(lag[chosen] == 1)
-        draft = float(np.sum(self.seconds("draft", drafting.sum(axis=0), tokens, longest)))
+        requests = length.size if self.drafts_whole_batch else drafting.sum(axis=0)
+        draft = float(np.sum(self.seconds("draft", requests, tokens, longest)))
         behind = chosen & (lag > 1)
         if not behind.any():
             return RoundCost(draft, verify, 0.0)
@@ -189,14 +193,16 @@ class CostSurface:
 
     def _document(self) -> dict[str, Any]:
         names = ("batches", "tokens", "contexts")
-        overhead = {} if self.overhead == NO_OVERHEAD else {"overhead": self.overhead.document()}
+        more: dict[str, Any] = {} if self.overhead == NO_OVERHEAD else {"overhead": self.overhead.document()}
+        if self.drafts_whole_batch:
+            more["drafts_whole_batch"] = True
         return {
             "format": "specpilot cost surface",
             "schema_version": SCHEMA_VERSION,
             "date": self.date,
             "fingerprint": self.fingerprint,
             "fields": dict(self.fields),
-            **overhead,
+            **more,
             "kinds": {
                 kind: {
                     **{name: list(axis) for name, axis in zip(names, costs.axes, strict=True)},
@@ -248,8 +254,11 @@ class CostSurface:
         if not isinstance(kinds, dict) or set(kinds) not in ({"verify", "prefill"}, set(KINDS)):
             raise ValueError(f"'kinds' must be {sorted(KINDS)} or ['prefill', 'verify']")
         overhead = RoundOverhead.parse(document["overhead"]) if "overhead" in document else NO_OVERHEAD
+        together = document.get("drafts_whole_batch", False)
+        if type(together) is not bool:
+            raise ValueError(f"'drafts_whole_batch' must be true or false, got {together!r:.40}")
         costs = {kind: _parse_costs(f"kinds.{kind}", own) for kind, own in kinds.items()}
-        surface = cls(costs, fields, cast(str, date), overhead)
+        surface = cls(costs, fields, cast(str, date), overhead, together)
         if document.get("fingerprint") != surface.fingerprint:
             raise ValueError(f"'fingerprint' must be {surface.fingerprint!r}, got {document.get('fingerprint')!r}")
         return surface

@@ -30,6 +30,8 @@ class CostTable(NamedTuple):
     """As ``catch_up``."""
     overhead: FloatArray
     """Coefficients of `RoundOverhead`, seconds, in the order of its fields."""
+    drafts_whole_batch: bool = False
+    """As of `CostSurface`: then ``draft`` is to be read at the batch of the round."""
 
     @property
     def max_batch(self) -> int:
@@ -61,7 +63,7 @@ class CostTable(NamedTuple):
                 tables[kind] = np.ascontiguousarray(seconds * overhead.factor(kind))
             else:
                 tables[kind] = np.zeros((len(batches), len(tokens), len(contexts)))
-        return cls(**tables, overhead=overhead.coefficients())
+        return cls(**tables, overhead=overhead.coefficients(), drafts_whole_batch=surface.drafts_whole_batch)
 
 
 def interpolate(table: FloatArray, batch: int, tokens: float, context: float) -> float:

@@ -99,8 +99,9 @@ class RoundCosts:
         counts, tokens = np.arange(self.requests + 1), np.arange(self.requests * max_length + 1)
         levels, verify = self._at_column(self._level), self._at_column(self.table.verify[self.batch])
         found = list[FloatArray]()
+        drafting = self.batch * (counts > 0) if self.table.drafts_whole_batch else counts
         for at, work in ((0, 1.0), (1, 0.0)):
-            draft = levels[at][np.minimum(counts, self.table.max_batch)] + work * self.work[REQUEST_LEVEL] * counts
+            draft = levels[at][np.minimum(drafting, self.table.max_batch)] + work * self.work[REQUEST_LEVEL] * counts
             draft[0] = 0.0
             curve = verify_curve(verify[at], self.batch, len(tokens) - 1) + work * self.work[VERIFIED] * tokens
             found.append(np.concatenate([draft, curve]))

@@ -28,7 +28,8 @@ def round_prices(costs: CostTable, batch: int, longest: float, max_length: int) 
     draft, work = np.zeros(batch + 1), costs.overhead
     verify = np.empty(costs.verify.shape[1])
     for count in range(1, batch + 1):
-        draft[count] = interpolate(costs.draft, count, 1.0, longest) + work[3] * count
+        drafting = batch if costs.drafts_whole_batch else count
+        draft[count] = interpolate(costs.draft, drafting, 1.0, longest) + work[3] * count
     for tokens in range(len(verify)):
         verify[tokens] = interpolate(costs.verify, batch, float(tokens), longest)
     curve = verify_curve(verify, batch, batch * max_length) + work[4] * np.arange(batch * max_length + 1)

@@ -43,7 +43,8 @@ def round_seconds(
                 count += 1
                 longest = max(longest, cached[row] + depth - 1)
                 unseen += lag[row] == 1
-        draft += interpolate(costs.draft, count, 1.0 + (unseen / count if depth == 1 else 0.0), float(longest))
+        drafting = batch if costs.drafts_whole_batch else count
+        draft += interpolate(costs.draft, drafting, 1.0 + (unseen / count if depth == 1 else 0.0), float(longest))
     behind, tokens, seen = 0, 0, 0
     for row in range(batch):
         if drafted[row] > 0 and lag[row] > 1:

@@ -19,7 +19,10 @@ WEIGHT_LENGTH = 4
 
 
 class Recording(NamedTuple):
-    """A trace and what a predictor says of it. ``N`` requests, ``P`` start positions, drafts of up to ``K``."""
+    """A trace and what a predictor says of it. ``N`` requests, ``P`` start positions, drafts of up to ``K``.
+
+    A token that comes out of the prefill (`Trace.tokens_from_prefill`) is here as if it belonged to the prompt.
+    """
 
     prompt: IntArray
     """``[N]`` tokens."""
@@ -61,11 +64,12 @@ class Recording(NamedTuple):
             temperature = trace.temperature[trace.request_of_position()][:, None]
             chance, following = predictor.level(confidence, temperature, np.arange(1, longest + 1)[None, :])
             numbers, carry, tells = predictor.history.numbers, predictor.carry, bool(predictor.level_features)
+        given = trace.tokens_from_prefill
         return cls(
-            trace.prompt_tokens.astype(np.int64),
-            trace.output_tokens.astype(np.int64),
-            trace.token_limit.astype(np.int64),
-            trace.first,
+            trace.prompt_tokens.astype(np.int64) + given,
+            trace.output_tokens.astype(np.int64) - given,
+            trace.token_limit.astype(np.int64) - given,
+            trace.first + given,
             token_weights(trace),
             trace.temperature.astype(np.float64),
             trace.accepted_length.astype(np.int64),
@@ -80,7 +84,7 @@ class Recording(NamedTuple):
 def token_weights(trace: Trace, length: int = WEIGHT_LENGTH) -> FloatArray:
     """``[N]`` mean tokens per round of all requests over each one's own, with drafts of ``length`` (`price_rule`)."""
     output, rounds = trace.output_tokens.astype(np.int64), np.zeros(len(trace), dtype=np.int64)
-    done, active = np.zeros(len(trace), dtype=np.int64), np.flatnonzero(output)
+    done, active = np.full(len(trace), trace.tokens_from_prefill), np.arange(len(trace))
     while active.size:
         accepted = trace.accepted_length[trace.first[active] + done[active]].astype(np.int64)
         done[active] += np.minimum(accepted, length) + 1

@@ -80,7 +80,7 @@ def load_predictor(predictor: str | Path | AcceptancePredictor | None, trace: Tr
 
 def mean_acceptance(trace: Trace) -> float:
     """Share of the drafted tokens that were accepted of those whose predecessors were, within 0.01 … 0.99."""
-    accepted = trace.accepted_length.astype(np.int64)
+    accepted = trace.accepted_length[trace.has_draft()].astype(np.int64)
     tried = np.minimum(accepted + 1, trace.max_num_speculative_tokens)
     return float(np.clip(accepted.sum() / tried.sum(), 0.01, 0.99))
 

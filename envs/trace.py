@@ -57,6 +57,9 @@ class Trace:
     """``[sum(prompt_tokens)]`` the prompts, to serve the same text again."""
     max_tokens: NDArray[np.int32] | None = None
     """``[N]`` what each request was allowed to generate, which bounds its drafts; None: the length of its output."""
+    tokens_from_prefill: int = 0
+    """Tokens that come out of the prefill, before a request's first round: 0 as in the embedded engine, 1 as in vLLM.
+    No draft was recorded at these positions."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Where it comes from: pair, split, engine, versions, date."""
 
@@ -79,6 +82,10 @@ class Trace:
     def request_of_position(self) -> NDArray[np.int64]:
         """``[P]`` which request each position belongs to."""
         return np.repeat(np.arange(len(self)), self.output_tokens)
+
+    def has_draft(self) -> NDArray[np.bool_]:
+        """``[P]`` whether a draft was recorded there: nowhere before the prefill's tokens are out."""
+        return np.arange(len(self.accepted_length)) - self.first[self.request_of_position()] >= self.tokens_from_prefill
 
     def prompt(self, request: int) -> list[int]:
         """Token ids of a prompt. Raises `TraceError` where the recording leaves them out."""
@@ -119,6 +126,7 @@ class Trace:
             "max_num_speculative_tokens": self.max_num_speculative_tokens,
             "level_features": list(LEVEL_FEATURES),
             "categories": list(self.categories),
+            "tokens_from_prefill": self.tokens_from_prefill,
             "facts": dict(self.facts),
         }
         arrays = {name: getattr(self, name) for name in (*_REQUIRED, *_OPTIONAL) if getattr(self, name) is not None}
@@ -189,6 +197,7 @@ def _parse(archive: Any) -> Trace:
     return Trace(
         max_num_speculative_tokens=header.get("max_num_speculative_tokens"),  # type: ignore[arg-type]
         categories=tuple(categories),
+        tokens_from_prefill=header.get("tokens_from_prefill", 0),
         facts=facts,
         **arrays,
     )
@@ -211,6 +220,10 @@ def _check_requests(trace: Trace) -> None:
         value = getattr(trace, name)
         if value is not None and value.shape != (count,):
             raise TraceError(f"{name} has shape {value.shape}, expected one value for each of {count} requests")
+    if type(trace.tokens_from_prefill) is not int or trace.tokens_from_prefill not in (0, 1):
+        raise TraceError(f"tokens_from_prefill must be 0 or 1, got {trace.tokens_from_prefill!r}")
+    if trace.output_tokens.min() <= trace.tokens_from_prefill:
+        raise TraceError("an output has no token beyond those of the prefill; leave out requests that have no round")
     for name in ("prompt_tokens", "output_tokens"):
         value = getattr(trace, name)
         if value.min() < 1 or value.max() > MAX_TOKENS:

@@ -152,8 +152,8 @@ def make_schedule(
     return Schedule(
         arrival=times[None],
         record=record[None],
-        length=trace.output_tokens[record].astype(np.int64)[None],
-        limit=trace.token_limit[record].astype(np.int64)[None],
+        length=trace.output_tokens[record].astype(np.int64)[None] - trace.tokens_from_prefill,
+        limit=trace.token_limit[record].astype(np.int64)[None] - trace.tokens_from_prefill,
         count=np.asarray([num_requests]),
         concurrency=np.asarray([traffic.concurrency if traffic.mode == "closed" else 0]),
     )

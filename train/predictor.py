@@ -48,7 +48,7 @@ def level_rows(trace: Trace) -> LevelRows:
     left = trace.output_tokens[request] - (np.arange(len(request)) - trace.first[request])
     accepted = trace.accepted_length.astype(np.int64)
     depths = np.arange(1, longest + 1)
-    position, column = np.nonzero((accepted[:, None] >= depths - 1) & (left[:, None] >= depths))
+    position, column = np.nonzero(trace.has_draft()[:, None] & (accepted[:, None] >= depths - 1) & (left[:, None] >= depths))
     depth, kept = column + 1, accepted[position]
     return LevelRows(
         position=position,
@@ -87,11 +87,17 @@ class HistoryRows(NamedTuple):
 
 
 def history_rows(trace: Trace, seed: int) -> HistoryRows:
-    """Rounds of `HISTORIES` runs through every request with random lengths of 1 … K."""
+    """Rounds of `HISTORIES` runs through every request with random lengths of 1 … K.
+
+    Half of the runs begin at a random token: a request that was not drafted for has no history later on either.
+    """
     rng = np.random.default_rng(seed)
     next_rates = np.vectorize(next_rate, otypes=[np.float64])
     request = np.tile(np.arange(len(trace)), HISTORIES)
-    done, rate = np.zeros(len(request), dtype=np.int64), np.full(len(request), np.nan)
+    given = trace.tokens_from_prefill
+    begun = rng.random(len(request)) * (np.arange(len(request)) >= len(request) // 2)
+    done = given + (begun * (trace.output_tokens[request] - given)).astype(np.int64)
+    rate = np.full(len(request), np.nan)
     whole = np.zeros(len(request), dtype=np.bool_)
     rows: list[HistoryRows] = []
     while len(request):

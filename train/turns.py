@@ -48,6 +48,7 @@ class Service:
     ) -> None:
         """``params``: of a recorded request. Raises `TraceError` where the recording holds no prompts."""
         self._engine, self._trace, self._schedule, self._params = engine, trace, schedule, params
+        self._whole = int(trace.output_tokens[schedule.record[0]].sum())
         self._concurrency, self._count = int(schedule.concurrency[0]), int(schedule.count[0])
         self._names, self._arrival, self._ended = list[str](), list[float](), dict[str, float]()
         self._clock, self._since = 0.0, 0.0
@@ -65,9 +66,8 @@ class Service:
     def turn(self, number: int) -> None:
         """Go on until the end of turn ``number`` (from 1), or of the schedule."""
         self._since = time.perf_counter()
-        whole = int(self._schedule.length.sum())
         while not self.is_over:
-            if (self._tokens >= number * whole / TURNS) if self._concurrency else (self.now() >= number * TURN_SECONDS):
+            if (self._tokens >= number * self._whole / TURNS) if self._concurrency else (self.now() >= number * TURN_SECONDS):
                 break
             self._admit()
             if self._engine.has_work:

@@ -142,6 +142,7 @@ def _trace(
         seed=np.asarray([request.params.seed or 0 for request in requests], dtype=np.int64),
         prompt_token_ids=np.concatenate([np.asarray(request.prompt, dtype=np.int32) for request in requests]),
         max_tokens=np.asarray([request.params.max_tokens for request in requests], dtype=np.int32),
+        tokens_from_prefill=1,
         facts={
             "engine": "vllm",
             "recorded": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -27,7 +27,7 @@ class Consultation:
     """vLLM's ``num_speculative_tokens``."""
     length: int = 0
     """The longest of the last answer."""
-    _is_steady: bool = False  # The last answer gave every request what the pacer grants.
+    _is_steady: bool = False  # The last answer's longest is what the pacer grants.
     _untold: list[StepResult] = field(default_factory=list)
 
     @classmethod
@@ -47,11 +47,11 @@ class Consultation:
     def ask(self, state: RoundState) -> list[int]:
         """Length of each request's draft. All rounds have been told (`tell_all`), or ``state`` lacks them."""
         lengths: list[int] = self.guard.decide(state).num_speculative_tokens.tolist()
-        least, most = min(lengths), max(lengths)
+        most = max(lengths)
         if most > self.longest:
             lengths = [min(length, self.longest) for length in lengths]
         self.length = most
-        self._is_steady = self.pacer is not None and least == self.pacer.length == most <= self.longest
+        self._is_steady = self.pacer is not None and self.pacer.length == most <= self.longest
         return lengths
 
     def repeat(self, waiting: int) -> bool:

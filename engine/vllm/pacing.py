@@ -71,7 +71,8 @@ class Pacer:
 class PacedController(Controller):
     """``inner`` at the pace of a `Pacer`: the longest length of a decision is what the pacer is asked to grant.
 
-    Where it grants less, longer lengths are cut; where it holds on to more, every request drafts that many.
+    Where it grants less, longer lengths are cut; where it holds on to more, those who were to draft most draft that
+    many: all of them, where all have one length.
     """
 
     def __init__(self, inner: Controller, pacer: Pacer) -> None:
@@ -92,7 +93,7 @@ class PacedController(Controller):
         wish = max(told)
         length = self.pacer.follow(wish, state.waiting > 0)
         if length > wish:
-            return Decision(np.full(wished.shape, length, dtype=np.int64))
+            return Decision(np.where(wished >= wish, length, wished))
         return decision if max(lengths) <= length else Decision(np.minimum(wished, length))
 
     def observe(self, outcome: RoundOutcome) -> None:

@@ -128,6 +128,8 @@ def test_lengths_of_requests_keep_their_order_and_their_own_cut() -> None:
     inner.lengths = [1, 8, 5]
     assert own.decide(state).num_speculative_tokens.tolist() == [1, 4, 4]
     inner.lengths = [0, 1, 0]
+    assert own.decide(state).num_speculative_tokens.tolist() == [0, 4, 0]
+    inner.lengths = [1, 1, 1]
     assert own.decide(state).num_speculative_tokens.tolist() == [4, 4, 4]
 
 
