@@ -25,7 +25,7 @@ class Scene(NamedTuple):
     figures: dict[str, list[float]]
     """Tokens per second; where requests arrive by the clock, per second that a request was in the system."""
     plugin_share: float
-    """Of the controller's time, the largest of a repeat."""
+    """Of the controller's time, all repeats together."""
     same_texts: bool
     """All contenders gave off's texts in every repeat."""
 
@@ -34,9 +34,9 @@ class Scene(NamedTuple):
         """From what the benchmark stored."""
         per, repeats = "request_seconds" if own["is_open"] else "seconds", own["repeats"]
         figures = {arm: [each[arm]["tokens"] / each[arm][per] for each in repeats] for arm in repeats[0]}
-        share = max(each[CONTROLLER]["plugin_seconds"] / each[CONTROLLER]["seconds"] for each in repeats)
+        taken, whole = (sum(each[CONTROLLER][key] for each in repeats) for key in ("plugin_seconds", "seconds"))
         same = all(arm["texts"] == each[OFF]["texts"] for each in repeats for arm in each.values())
-        return cls(name, own["is_open"], figures, share, same)
+        return cls(name, own["is_open"], figures, taken / whole, same)
 
     @property
     def best_constant(self) -> str:

@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+
+def carried_over(lengths: Mapping[str, int], request_ids: Sequence[str]) -> list[int] | None:
+    """What ``lengths`` of a decision say of the requests; None where too many of them have come since.
+
+    Up to a quarter may be new: they get what the others have, in the mean.
+    """
+    found = [lengths.get(name, -1) for name in request_ids]
+    new = found.count(-1)
+    if 4 * new > len(found):
+        return None
+    if new:
+        usual = int((sum(found) + new) / (len(found) - new) + 0.5)
+        found = [usual if length < 0 else length for length in found]
+    return found
 
 
 class HeldLengths:
@@ -21,21 +36,14 @@ class HeldLengths:
             self._phase = 0
 
     def lengths(self, request_ids: Sequence[str]) -> list[int] | None:
-        """What holds in the round that begins; None: decide.
-
-        Up to a quarter of the requests may be new: they get what the others have, in the mean. Once a decision is due
-        nothing holds until there is one: it may fail.
+        """What holds in the round that begins; None: decide. Once that is due nothing holds until it is done: it may
+        fail.
         """
         phase = self._phase
         self._phase = (phase + 1) % self.rounds
-        found = [self._lengths.get(name, -1) for name in request_ids]
-        new = found.count(-1)
-        if phase == 0 or 4 * new > len(found):
+        found = None if phase == 0 else carried_over(self._lengths, request_ids)
+        if found is None:
             self._lengths = {}
-            return None
-        if new:
-            usual = int((sum(found) + new) / (len(found) - new) + 0.5)
-            for at, length in enumerate(found):
-                if length < 0:
-                    found[at] = self._lengths[request_ids[at]] = usual
+        else:
+            self._lengths.update(zip(request_ids, found, strict=True))
         return found

@@ -48,7 +48,9 @@ def level_rows(trace: Trace) -> LevelRows:
     left = trace.output_tokens[request] - (np.arange(len(request)) - trace.first[request])
     accepted = trace.accepted_length.astype(np.int64)
     depths = np.arange(1, longest + 1)
-    position, column = np.nonzero(trace.has_draft()[:, None] & (accepted[:, None] >= depths - 1) & (left[:, None] >= depths))
+    position, column = np.nonzero(
+        trace.has_draft()[:, None] & (accepted[:, None] >= depths - 1) & (left[:, None] >= depths)
+    )
     depth, kept = column + 1, accepted[position]
     return LevelRows(
         position=position,

@@ -204,7 +204,9 @@ def surface_of(
         "prefill": PassCosts((grid.chunk_batches, grid.chunk_tokens, (1,)), chunk[:, :, None, :, 0]),
     }
     overhead = first_level_overhead(grid, np.median(draft - idle, axis=-1), np.median(level, axis=-1))
-    return CostSurface(costs, fields, datetime.now(UTC).isoformat(timespec="seconds"), overhead, drafts_whole_batch=True)
+    return CostSurface(
+        costs, fields, datetime.now(UTC).isoformat(timespec="seconds"), overhead, drafts_whole_batch=True
+    )
 
 
 def level_seconds(grid: StepGrid, draft: FloatArray) -> FloatArray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ...controllers.held_lengths import carried_over
 from .state import DecodingBatch, RequestHistory, room
 
 if TYPE_CHECKING:
@@ -19,21 +20,36 @@ class DraftLengths:
         """``longest``: vLLM's ``num_speculative_tokens``; ``can_trim``: False where drafts stay with the worker."""
         self._longest, self._can_trim = longest, can_trim
         self._given: dict[str, tuple[RequestHistory, int]] = {}
+        self._names: tuple[str, ...] = ()
+        self._lengths: dict[str, int] = {}
         self._length = longest
         self._is_roomy = False
 
     def clear(self) -> None:
         """Nobody has decided: drafts are left as they are."""
-        self._given = {}
+        self._given, self._lengths, self._names = {}, {}, ()
 
     def give(self, batch: DecodingBatch, lengths: Sequence[int], least_room: int) -> None:
         """``lengths``: of each request's draft; ``least_room``: see `DecodingBatch.least_room`."""
-        self._given = dict(zip(batch.names, zip(batch.histories, lengths, strict=True), strict=True))
         self._length = max(lengths)
-        self.give_again(least_room)
+        self._hand_out(batch, lengths)
+        self._measure(least_room)
 
-    def give_again(self, least_room: int) -> None:
-        """The same lengths to the same requests."""
+    def give_again(self, batch: DecodingBatch, least_room: int) -> bool:
+        """The same lengths once more; False where too many of the requests are new (`carried_over`)."""
+        if batch.names != self._names:
+            lengths = carried_over(self._lengths, batch.names)
+            if lengths is None:
+                return False
+            self._hand_out(batch, lengths)
+        self._measure(least_room)
+        return True
+
+    def _hand_out(self, batch: DecodingBatch, lengths: Sequence[int]) -> None:
+        self._names, self._lengths = batch.names, dict(zip(batch.names, lengths, strict=True))
+        self._given = dict(zip(batch.names, zip(batch.histories, lengths, strict=True), strict=True))
+
+    def _measure(self, least_room: int) -> None:
         # In this step a request gains one token, which is counted, and at most the longest draft.
         self._is_roomy = least_room - self._longest >= self._length
 

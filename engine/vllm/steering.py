@@ -203,8 +203,7 @@ class Steering:
         consultation, least_room = self._consultation, batch.least_room(self._scheduler.max_model_len)
         assert consultation is not None
         waiting = self._scheduler.get_request_counts()[1]
-        if batch.names == before.names and consultation.repeat(waiting):
-            self._drafts.give_again(least_room)
+        if self._drafts.give_again(batch, least_room) and consultation.repeat(waiting):
             # What nobody has room for is not drafted.
             self._length = max(batch.rooms(consultation.length, self._scheduler.max_model_len))
             return self._length

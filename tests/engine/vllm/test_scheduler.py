@@ -343,12 +343,21 @@ def test_a_steady_controller_is_asked_seldom_and_told_of_every_round_in_order(pa
     assert 0 < generated < 150 and paced.steering.guard.report.rounds == len(own.outcomes)
 
 
-def test_requests_of_their_own_lengths_are_asked_for_in_every_step(paced: Served, prompts: Prompts) -> None:
-    own = Watched(lambda state, step: [1 + number % 3 for number in range(len(state.request_ids))])
+def test_requests_keep_their_own_lengths_while_nobody_is_asked(paced: Served, prompts: Prompts) -> None:
+    given = dict[str, int]()
+
+    def lengths_of(state: RoundState, step: int) -> list[int]:
+        return [given.setdefault(name, 1 + len(given) % 3) for name in state.request_ids]
+
+    own = Watched(lengths_of)
     paced.steering.controller = own
     paced.texts(prompts[:3], 60)
-    several = [len(outcome.num_drafted) for outcome in own.outcomes if len(outcome.num_drafted) > 1]
-    assert [len(lengths) for lengths in own.decisions if len(lengths) > 1] == several and len(several) > 10
+    assert 2 * len(own.decisions) < len(own.outcomes)
+    several = [outcome for outcome in own.outcomes if len(outcome.num_drafted) == 3 and outcome.num_drafted.all()]
+    assert len(several) > 10
+    for outcome in several:
+        assert outcome.num_drafted.tolist() == [3, 3, 3] and (outcome.num_verified <= [1, 2, 3]).all()
+    assert [max(own.num_verified.tolist()[row] for own in several) for row in range(3)] == [1, 2, 3]
 
 
 def test_a_priced_controller_without_prices_steers(steered: Served, prompts: Prompts, texts: Prompts) -> None:

@@ -1,0 +1,73 @@
+"""A decision stands for a step more while most of its requests are still there, and new ones get what is usual."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from specpilot.engine.vllm.drafts import DraftLengths
+from specpilot.engine.vllm.state import DecodingBatch, RequestHistory
+
+ROOM = 100
+
+
+class Drafts:
+    """vLLM's ``DraftTokenIds``, as far as it is read."""
+
+    def __init__(self, names: list[str], count: int) -> None:
+        self.req_ids, self.draft_token_ids = names, [list(range(count)) for _ in names]
+
+
+class Request:
+    """A request with room for everything."""
+
+    max_tokens, num_tokens, num_output_tokens = ROOM, 10, 0
+
+
+class Scheduler:
+    max_model_len = ROOM
+    requests = dict.fromkeys("abcdefgh", Request())
+
+
+def batch(names: str) -> DecodingBatch:
+    return DecodingBatch(names=tuple(names), histories=[RequestHistory() for _ in names])
+
+
+def verified(lengths: DraftLengths, names: str, drafted: int = 6) -> list[int]:
+    drafts: Any = Drafts(list(names), drafted)
+    scheduler: Any = Scheduler()
+    lengths.note(drafts, scheduler)
+    return [len(tokens) for tokens in drafts.draft_token_ids]
+
+
+def given(names: str, own: list[int]) -> DraftLengths:
+    lengths = DraftLengths(8, can_trim=True)
+    lengths.give(batch(names), own, ROOM)
+    return lengths
+
+
+def test_the_same_requests_keep_their_lengths() -> None:
+    lengths = given("abcd", [1, 2, 3, 6])
+    assert lengths.give_again(batch("abcd"), ROOM)
+    assert verified(lengths, "abcd") == [1, 2, 3, 6]
+
+
+def test_a_newcomer_among_many_gets_what_the_others_have_in_the_mean() -> None:
+    lengths = given("abcd", [1, 2, 3, 6])
+    assert lengths.give_again(batch("bcde"), ROOM)
+    assert verified(lengths, "bcde") == [2, 3, 6, 4]
+    assert lengths.give_again(batch("cdef"), ROOM)
+    assert verified(lengths, "cdef") == [3, 6, 4, 4]
+
+
+@pytest.mark.parametrize("names", ["abef", "efgh", "e"])
+def test_where_too_many_are_new_the_controller_is_to_be_asked(names: str) -> None:
+    assert not given("abcd", [1, 2, 3, 6]).give_again(batch(names), ROOM)
+
+
+def test_after_a_failure_nothing_stands() -> None:
+    lengths = given("abcd", [1, 2, 3, 6])
+    lengths.clear()
+    assert not lengths.give_again(batch("abcd"), ROOM)
+    assert verified(lengths, "abcd") == [6, 6, 6, 6]
