@@ -256,6 +256,8 @@ class ImportConfig:
     """Of requests that do not say."""
     max_num_speculative_tokens: int | None = None
     """Length of the drafts that were recorded; default: the largest accepted length, or the confidence's depth."""
+    tokens_from_prefill: int = 0
+    """1: the first token of every request came out of its prefill, as in vLLM, and nothing was drafted for it."""
     train_share: float = 0.6
     """Share of the requests that become ``train.npz``; the others become ``evaluation.npz``."""
     seed: int = 0
@@ -269,6 +271,7 @@ def import_recording(config: ImportConfig) -> None:
     """Check everything, then write ``train.npz``, ``evaluation.npz``, ``cost_surface.json`` and ``record.json``."""
     surface = read_cost_surface(config.cost_surface)
     trace = read_requests(config.requests, config.temperature, config.max_num_speculative_tokens)
+    trace = replace(trace, tokens_from_prefill=config.tokens_from_prefill)
     splits = split_requests(trace, config.train_share, config.seed)
     output = Path(config.output)
     for split, own in zip(SPLITS, splits, strict=True):

@@ -2,7 +2,7 @@
 
 Every step drafts as far as asked, and its drafts are dropped before verification: the step after it commits one token
 and drafts again. A draft is compared with the text that followed. vLLM gives no confidences and no draft before the
-first token, which comes out of the prefill: at a request's first position nothing is accepted.
+first token, which comes out of the prefill (`Trace.tokens_from_prefill`).
 """
 
 from __future__ import annotations
@@ -68,8 +68,9 @@ def record_vllm_requests(
 ) -> Trace:
     """Record ``requests`` with drafts of ``engine.config.max_num_speculative_tokens`` tokens.
 
-    ``engine``: idle, with the `RecordingScheduler`. Raises `RecordingError` for a temperature above 0: there the
-    outcome of a round depends on the drafts, and a text does not tell what would have been accepted.
+    ``engine``: idle, with the `RecordingScheduler`. A request that ends with its first token is left out: it has no
+    round. Raises `RecordingError` for a temperature above 0: there the outcome of a round depends on the drafts, and a
+    text does not tell what would have been accepted.
     """
     for number, request in enumerate(requests):
         if request.params.temperature > 0:
@@ -80,7 +81,10 @@ def record_vllm_requests(
     longest = engine.config.max_num_speculative_tokens
     texts, drafts = _serve(engine, requests, longest, progress or (lambda stage, done, total: None))
     accepted = [_accepted(text, own, longest) for text, own in zip(texts, drafts, strict=True)]
-    return _trace(longest, requests, texts, accepted)
+    kept = [number for number, text in enumerate(texts) if len(text) > 1]
+    if not kept:
+        raise RecordingError("every text ends with its first token; record other prompts, or raise max_tokens")
+    return _trace(longest, [requests[n] for n in kept], [texts[n] for n in kept], [accepted[n] for n in kept])
 
 
 def _serve(

@@ -55,7 +55,10 @@ class Consultation:
         return lengths
 
     def repeat(self, waiting: int) -> bool:
-        """Let the last answer stand for a step of mostly the same requests; if False, `ask`. ``waiting``: others, now."""
+        """Let the last answer stand for a step of mostly the same requests; if False, `ask`.
+
+        ``waiting``: how many others do, now.
+        """
         if waiting or not self._may_rest:
             return False
         if self.pacer is None or not self.guard.repeat(len(self._untold)):

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,15 @@ def test_a_ragged_round_is_the_sum_of_its_passes() -> None:
     assert surface.round_seconds([0, 2, 1, 3], [400, 101, 201, 301], [30, 1, 0, 20]) == pytest.approx(sum(cost))
 
 
+def test_where_the_whole_batch_drafts_a_level_costs_the_same_however_few_go_on() -> None:
+    surface = replace(measured(), drafts_whole_batch=True)
+    cost = surface.round_cost(lengths=[0, 2, 1, 3], contexts=[400, 101, 201, 301], lags=[30, 1, 0, 20])
+    levels = [(4, 1 + 1 / 3, 300), (4, 1, 301), (4, 1, 302)]
+    assert cost.draft == pytest.approx(sum(surface.seconds("draft", *level) for level in levels))
+    assert cost.draft > measured().round_cost([0, 2, 1, 3], [400, 101, 201, 301], [30, 1, 0, 20]).draft
+    assert surface.round_cost([0, 0], [100, 90], [50, 0]).draft == 0
+
+
 def test_a_round_without_drafts_costs_its_verification_alone() -> None:
     surface = measured()
     assert surface.round_cost([0, 0], [100, 90], [50, 0]) == (0, surface.seconds("verify", 2, 1, 99), 0)
@@ -264,10 +274,12 @@ def test_a_malformed_grid_is_refused(changes: dict[str, Any], message: str) -> N
 # ---------------------------------------------------------------------- files
 
 
-def test_a_loaded_surface_equals_the_saved_one_exactly(tmp_path: Path) -> None:
-    surface = measured(noisy_cost(4))
+@pytest.mark.parametrize("whole_batch", [False, True])
+def test_a_loaded_surface_equals_the_saved_one_exactly(tmp_path: Path, whole_batch: bool) -> None:
+    surface = replace(measured(noisy_cost(4)), drafts_whole_batch=whole_batch)
     surface.save(tmp_path / "new" / "costs.json")
     loaded = CostSurface.load(tmp_path / "new" / "costs.json")
+    assert loaded.drafts_whole_batch is whole_batch
     assert loaded == surface and loaded.fingerprint == surface.fingerprint
     for kind in KINDS:
         assert loaded.costs[kind].axes == surface.costs[kind].axes
@@ -336,6 +348,7 @@ MALFORMED = {
     "hardware missing": (at("fields", "hardware", value=None), "'fields' lacks 'hardware'"),
     "other machine's fingerprint": (at("fingerprint", value="0" * 16), "'fingerprint' must be"),
     "edited field": (at("fields", "hardware", value="a faster one"), "'fingerprint' must be"),
+    "whole batch not a truth value": (at("drafts_whole_batch", value=1), "'drafts_whole_batch' must be true or false"),
     "kinds missing": (at("kinds", value=None), "'kinds'"),
     "unknown kind": (at("kinds", "embed", value={}), "'kinds' must be"),
     "verify missing": (at(*VERIFY, value=None), "'kinds' must be"),

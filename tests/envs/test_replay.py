@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -123,17 +124,18 @@ def serve_compiled(
 TRAFFICS = [Traffic(concurrency=n) for n in (1, 3, 8, 12)] + [Traffic("poisson", load=load) for load in (0.5, 1.3)]
 
 
-@pytest.mark.parametrize("hold", [1, 3])
+@pytest.mark.parametrize(("hold", "whole_batch"), [(1, False), (3, False), (1, True)])
 @pytest.mark.parametrize("traffic", TRAFFICS, ids=lambda own: own.label)
-def test_compiled_rule_serves_like_the_priced_controller(traffic: Traffic, hold: int) -> None:
-    trace, costs = random_trace(), rich_costs()
+def test_compiled_rule_serves_like_the_priced_controller(traffic: Traffic, hold: int, whole_batch: bool) -> None:
+    trace, surface = random_trace(), rich_surface(whole_batch)
+    costs = rich_costs(whole_batch)
     schedule = make_schedule(trace, traffic, costs, CONFIG.max_num_seqs, 40, np.random.default_rng(1))
     seen = set()
     planned = (Action(0, 1.0), Action(2, 0.5), Action(6, 1.0), Action(4, 3.0))
     looking = (Action(0, 1.0, 1), Action(2, 0.5, 1), Action(6, 0.7, 2), Action(6, 1.0, 1), Action(4, 3.0, 6))
     for action in planned + looking:
         controller = PricedController(
-            FixedPolicy(action), random_predictor(), rich_surface(), LONGEST, MAX_BATCH, MAX_CONTEXT, hold
+            FixedPolicy(action), random_predictor(), surface, LONGEST, MAX_BATCH, MAX_CONTEXT, hold
         )
         served = ReplayEngine(trace, costs, schedule, CONFIG).serve(controller)
         tokens, rounds, seconds, weight = serve_compiled(trace, schedule, costs, action, hold)
@@ -164,10 +166,11 @@ class Watching(RandomController):
         return super().decide(state)
 
 
-def test_seconds_of_a_round_are_the_cost_surfaces() -> None:
-    trace, surface = random_trace(), rich_surface()
-    schedule = make_schedule(trace, Traffic(concurrency=6), rich_costs(), MAX_BATCH, 40, np.random.default_rng(3))
-    engine = ReplayEngine(trace, rich_costs(), schedule, CONFIG)
+@pytest.mark.parametrize("whole_batch", [False, True])
+def test_seconds_of_a_round_are_the_cost_surfaces(whole_batch: bool) -> None:
+    trace, surface, costs = random_trace(), rich_surface(whole_batch), rich_costs(whole_batch)
+    schedule = make_schedule(trace, Traffic(concurrency=6), costs, MAX_BATCH, 40, np.random.default_rng(3))
+    engine = ReplayEngine(trace, costs, schedule, CONFIG)
     controller, lagging = Watching(0, LONGEST, stop_probability=0.0), 0
     while engine.advance():
         prefill = float(engine.fleet.prefill_seconds[0])
@@ -182,6 +185,30 @@ def test_seconds_of_a_round_are_the_cost_surfaces() -> None:
         assert float(engine.fleet.clock[0]) - before == pytest.approx(expected + prefill, rel=1e-9)
         lagging += outcome.catch_up_seconds > 0
     assert lagging > 5
+
+
+def test_a_token_of_the_prefill_is_served_like_one_of_the_prompt() -> None:
+    whole = random_trace(confidence=False)
+    whole = whole.select(whole.output_tokens > 1)
+    given = replace(whole, tokens_from_prefill=1)
+    moved = replace(
+        whole,
+        prompt_tokens=whole.prompt_tokens + 1,
+        output_tokens=whole.output_tokens - 1,
+        accepted_length=whole.accepted_length[given.has_draft()],
+        max_tokens=whole.token_limit - 1,
+    )
+    for traffic in (Traffic(concurrency=3), Traffic("poisson", load=1.0)):
+        schedules = [
+            make_schedule(own, traffic, rich_costs(), 8, 40, np.random.default_rng(4)) for own in (given, moved)
+        ]
+        schedules[0] = schedules[0]._replace(arrival=schedules[1].arrival)  # Loads are shares of what can be served.
+        served = [
+            ReplayEngine(own, rich_costs(), schedule, CONFIG).serve(RandomController(5, LONGEST))
+            for own, schedule in zip((given, moved), schedules, strict=True)
+        ]
+        assert served[0] == served[1]
+        assert served[0].accepted > 20 and served[0].tokens == int(schedules[1].length.sum())
 
 
 def test_a_trimmed_draft_is_paid_for_and_what_is_cut_is_not_gained() -> None:

@@ -20,9 +20,9 @@ ARRAYS = ("prompt_tokens", "output_tokens", "accepted_length", "temperature", "c
 OPTIONAL = ("confidence", "seed", "prompt_token_ids", "max_tokens")
 
 
-def make_trace(seed: int = 0, count: int = 5, depth: int = 3) -> Trace:
+def make_trace(seed: int = 0, count: int = 5, depth: int = 3, given: int = 0) -> Trace:
     rng = np.random.default_rng(seed)
-    prompts, outputs = rng.integers(1, 9, size=count), rng.integers(1, 12, size=count)
+    prompts, outputs = rng.integers(1, 9, size=count), rng.integers(1 + given, 12, size=count)
     left = np.concatenate([np.arange(length, 0, -1) for length in outputs])
     return Trace(
         max_num_speculative_tokens=depth,
@@ -36,6 +36,7 @@ def make_trace(seed: int = 0, count: int = 5, depth: int = 3) -> Trace:
         seed=rng.integers(2**62, size=count),
         prompt_token_ids=rng.integers(100, size=prompts.sum()).astype(np.int32),
         max_tokens=(outputs + 3).astype(np.int32),
+        tokens_from_prefill=given,
         facts={"pair": "none"},
     )
 
@@ -53,8 +54,9 @@ def assert_equal(first: Trace, second: Trace) -> None:
             assert a == b
 
 
-def test_a_saved_trace_loads_as_it_was(tmp_path: Path) -> None:
-    trace = make_trace()
+@pytest.mark.parametrize("given", [0, 1])
+def test_a_saved_trace_loads_as_it_was(tmp_path: Path, given: int) -> None:
+    trace = make_trace(given=given)
     trace.save(tmp_path / "own.npz")
     assert_equal(trace, Trace.load(tmp_path / "own.npz"))
     assert [path.name for path in tmp_path.iterdir()] == ["own.npz"]
@@ -85,9 +87,19 @@ def test_a_selection_holds_each_requests_own_positions_and_prompt() -> None:
     assert_equal(trace.select(np.asarray([True, False, True, False, False])), trace.select(np.asarray([0, 2])))
 
 
+def test_no_draft_is_recorded_where_the_prefill_gives_the_token() -> None:
+    for given in (0, 1):
+        trace = make_trace(given=given)
+        without = np.flatnonzero(~trace.has_draft())
+        np.testing.assert_array_equal(without, trace.first if given else [])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"tokens_from_prefill": 2}, "tokens_from_prefill must be 0 or 1, got 2"),
+        ({"tokens_from_prefill": True}, "tokens_from_prefill must be 0 or 1, got True"),
+        ({"tokens_from_prefill": 1, "output_tokens": np.ones(5, np.int32)}, "no token beyond those of the prefill"),
         ({"prompt_tokens": np.zeros(5, np.int32)}, "prompt_tokens must be 1"),
         ({"output_tokens": np.ones(4, np.int32)}, "output_tokens has shape"),
         ({"accepted_length": np.zeros(3, np.uint8)}, "accepted_length has shape"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -44,7 +43,7 @@ def random_trace(num_requests: int = 24, seed: int = 0, confidence: bool = True)
     )
 
 
-def rich_surface() -> CostSurface:
+def rich_surface(whole_batch: bool = False) -> CostSurface:
     """Seconds that grow with batch, tokens and context, and every kind of overhead."""
     batches, contexts = tuple(range(1, MAX_BATCH + 1)), (32, 128, 256)
 
@@ -59,12 +58,12 @@ def rich_surface() -> CostSurface:
         "prefill": costs(4e-3, 2e-4, (16, 64, 256)),
     }
     overhead = RoundOverhead(1e-5, 2e-5, 3e-5, 4e-5, 5e-5, 6e-5, 7e-5, 8e-5, 9e-5, 1e-4, 2e-5, 1.1, 1.05, 1.2, 0.9)
-    return replace(CostSurface(kinds, FIELDS, "2026-01-01T00:00:00+00:00"), overhead=overhead)
+    return CostSurface(kinds, FIELDS, "2026-01-01T00:00:00+00:00", overhead, whole_batch)
 
 
-def rich_costs() -> CostTable:
+def rich_costs(whole_batch: bool = False) -> CostTable:
     """`rich_surface` as a table."""
-    return CostTable.bake(rich_surface(), MAX_BATCH, LONGEST, MAX_CONTEXT)
+    return CostTable.bake(rich_surface(whole_batch), MAX_BATCH, LONGEST, MAX_CONTEXT)
 
 
 def all_at_once(trace: Trace) -> Schedule:

@@ -94,8 +94,18 @@ def test_a_request_has_no_history_in_its_first_round_and_its_own_afterwards() ->
     assert np.isnan(rows.acceptance_rate).sum() == 4 * 4
     known = rows.acceptance_rate[~np.isnan(rows.acceptance_rate)]
     assert set(known.round(9).tolist()) == {round(0.7 * 0.94**rounds, 9) for rounds in range(1, 30)}
-    assert len(rows.kept) == 4 * 4 * 30 and not rows.kept.any() and not rows.whole.any()
+    assert not rows.kept.any() and not rows.whole.any()
     assert rows.reaching(1).all() and not rows.reaching(2).any()
+
+
+@pytest.mark.parametrize("given", [0, 1])
+def test_half_of_the_histories_begin_somewhere_in_the_text_and_none_before_there_are_drafts(given: int) -> None:
+    trace = replace(made_trace(0, requests=40, length=30)[0], tokens_from_prefill=given)
+    rows = history_rows(trace, seed=0)
+    begun = (rows.position % 30)[np.isnan(rows.acceptance_rate)]
+    assert (begun == given).sum() == pytest.approx(80, abs=12) and len(begun) == 160
+    assert begun.min() == given and len(np.unique(begun)) > 20
+    assert (rows.position % 30).min() == given and (level_rows(trace).position % 30).min() == given
 
 
 def test_the_fit_comes_close_to_the_truth_on_other_requests(fitted: AcceptancePredictor) -> None:

@@ -69,6 +69,7 @@ def test_rounds_accept_what_the_recording_says(trace: Trace, pair_directory: Pat
 
 
 def test_nothing_is_accepted_before_the_first_token(trace: Trace) -> None:
+    assert trace.tokens_from_prefill == 1 and not trace.has_draft()[trace.first].any()
     assert (trace.accepted_length[trace.first] == 0).all() and trace.accepted_length.max() == LONGEST
     assert trace.facts["engine"] == "vllm" and trace.confidence is None and set(trace.categories) == {"code", "prose"}
 
@@ -84,6 +85,19 @@ def test_spoiled_drafts_are_never_accepted(recorder: VllmRecorder, evaluation_pr
     assert steps == 30 == len(engine.take_result(name).token_ids)
 
 
+def test_a_request_that_ends_with_its_first_token_is_left_out(
+    recorder: VllmRecorder, evaluation_prompts: list[list[int]]
+) -> None:
+    requests = [
+        TextRequest(tuple(prompt), SamplingParams(max_tokens=count))
+        for prompt, count in zip(evaluation_prompts, (1, 5), strict=False)
+    ]
+    found = recorder.record(requests)
+    assert found.output_tokens.tolist() == [5] and found.prompt(0) == evaluation_prompts[1]
+    with pytest.raises(RecordingError, match="ends with its first token"):
+        recorder.record(requests[:1])
+
+
 def test_a_temperature_is_refused(recorder: VllmRecorder) -> None:
     with pytest.raises(RecordingError, match=r"request 0 has temperature 0\.6.*mix\.temperatures"):
         recorder.record([TextRequest((1, 2), SamplingParams(temperature=0.6, seed=1))])
@@ -95,6 +109,7 @@ def test_steps_of_vllm_are_measured(recorder: VllmRecorder, trace: Trace, tmp_pa
     assert not recorder.engine.has_work and "vllm" in surface.fields["versions"]
     assert set(surface.costs) == {"draft", "verify", "catch_up", "prefill"}
     assert surface.costs["verify"].axes == ((1, 4), (1, 2, 3, 5), (16, 32))
+    assert surface.drafts_whole_batch
     surface.save(tmp_path / "cost_surface.json")
     assert type(surface).load(tmp_path / "cost_surface.json").fingerprint == surface.fingerprint
 
