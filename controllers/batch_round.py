@@ -9,7 +9,6 @@ import functools
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .acceptance import AcceptancePredictor
 from .acceptance_history import HistoryLogistics
@@ -22,7 +21,7 @@ from .observation import HISTORY_SIZE, NUM_FEATURES
 from .planned_round import complain
 from .price_rule import RoundSeconds
 from .round_costs import RoundCosts
-from .round_kernel import Drafting, look, look_up, state_chances
+from .round_kernel import Drafting, look, look_by_table, state_chances
 
 
 @functools.cache
@@ -31,7 +30,7 @@ def warm_up() -> None:
     whole, numbers, row = np.ones(2, dtype=np.int64), np.ones(2), np.zeros(3)
     chances, sure = np.full((2, 8), 0.5), np.ones(2, dtype=np.bool_)
     table = np.ones((1, DEPTHS, 3, MARGINS, 2), dtype=np.float32)
-    told = look_up(table, 0 * whole, numbers, numbers, 1)
+    told = np.ones((2, 2), dtype=np.float32)
     seconds = RoundSeconds(1.0, row, row, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     state_chances(np.zeros((8, 6)), numbers, whole, whole, numbers)
     features = np.empty(NUM_FEATURES)
@@ -39,8 +38,9 @@ def warm_up() -> None:
     costs = CostTable(passes, passes, passes, passes, np.ones(11))
     write_features(features, whole, whole, numbers, numbers, numbers, 2, 0, 1.0, 0.0, 0.0, np.ones(HISTORY_SIZE), costs)
     plan_lengths(chances, whole, 0 * whole, sure, sure, seconds, 1.0, 1, 1.0, 0)
-    drafting = Drafting(chances, chances.copy(), sure, whole, whole.copy(), whole.copy(), np.ones(1))
-    look(drafting, np.arange(2), told, 1, 0.5, seconds, 1, 1.0)
+    drafting = Drafting(chances, chances.copy(), sure, whole, whole.copy(), whole.copy(), np.ones(1), sure[:1].copy())
+    look(drafting, whole - 1, told, 1, 0.5, seconds, 1, 1.0)
+    look_by_table(drafting, whole - 1, table, 0 * whole, numbers, numbers, 1, 0.5, seconds, 1, 1.0)
 
 
 def history_chances(logistics: HistoryLogistics, state: RoundState) -> FloatArray:
@@ -93,36 +93,31 @@ class BatchRound:
         if not self._looks:
             return planned
         bound = np.where(planned > 0, np.minimum(allowed, self._max_length), 0)
-        self._drafting = Drafting(
-            chances, chances.copy(), noisy, bound, bound.copy(), planned, np.asarray([spent + self._fixed])
-        )
+        begun, trims = np.asarray([spent + self._fixed]), np.zeros(1, dtype=np.bool_)
+        self._drafting = Drafting(chances, chances.copy(), noisy, bound, bound.copy(), planned, begun, trims)
         self._temperature = state.temperature
+        if self._predictor.table is not None:
+            self._rows = self._predictor.table.rows(state.temperature)
         return bound
 
     def look(self, level: DraftLevel) -> IntArray:
         """See `PlannedRound.look`."""
-        assert self._drafting is not None
-        told = self._told(level)
-        if math.isnan(told.sum()):
-            complain(level, self._predictor)
-        carry, seconds = self._predictor.carry, self._seconds
-        found: IntArray = look(
-            self._drafting, level.requests, told, level.depth, carry, seconds, self._max_length, self._price
-        )
-        self.trims = bool((self._drafting.planned < self._drafting.length).any())
-        return found
-
-    def _told(self, level: DraftLevel) -> NDArray[np.float32]:
-        """``[A, 2]`` what `AcceptancePredictor.level` says of the level's requests."""
-        own, predictor = level.requests, self._predictor
+        drafting, own, predictor = self._drafting, level.requests, self._predictor
+        assert drafting is not None
+        rule = level.depth, predictor.carry, self._seconds, self._max_length, self._price
+        found: IntArray
         if predictor.table is not None:
             read, none = predictor.level_features, np.zeros(len(own))
             margin, agreement = (getattr(level, name) if name in read else none for name in ("margin", "agreement"))
-            rows = predictor.table.rows(self._temperature[own])
-            found: NDArray[np.float32] = look_up(predictor.table.chances, rows, margin, agreement, level.depth)
-            return found
-        told = np.stack([getattr(level, name) for name in LEVEL_FEATURES], axis=1)
-        return np.stack(predictor.level(told, self._temperature[own], level.depth), axis=1)
+            found = look_by_table(drafting, own, predictor.table.chances, self._rows, margin, agreement, *rule)
+        else:
+            every = np.stack([getattr(level, name) for name in LEVEL_FEATURES], axis=1)
+            told = np.stack(predictor.level(every, self._temperature[own], level.depth), axis=1)
+            found = own[:0] if math.isnan(told.sum()) else look(drafting, own, told, *rule)
+        if len(found) < len(own):
+            complain(level, predictor)
+        self.trims = bool(drafting.trims[0])
+        return found
 
     def verified(self, num_drafted: IntArray) -> IntArray:
         """See `PlannedRound.verified`."""

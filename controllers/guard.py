@@ -253,6 +253,7 @@ def _checked_lengths(value: Any, num_drafted: IntArray) -> IntArray:
 
 def _checked_answer(value: Any, level: DraftLevel) -> IntArray:
     lengths = _checked_integers(value, len(level.requests))
-    if (lengths < level.depth).any() or (lengths > MAX_LENGTH).any():
-        raise _FaultError("out_of_range", f"expected {level.depth} … {MAX_LENGTH}, got {lengths.tolist()!r:.80}")
+    told = lengths.tolist()
+    if told and not level.depth <= min(told) <= max(told) <= MAX_LENGTH:
+        raise _FaultError("out_of_range", f"expected {level.depth} … {MAX_LENGTH}, got {told!r:.80}")
     return lengths

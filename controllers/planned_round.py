@@ -44,6 +44,7 @@ class SingleRound:
         """``costs`` has been told of the round."""
         self._costs, self._action, self._predictor, self._looks = costs, action, predictor, looks
         self._bound = self._planned = 0
+        self._row = -1  # Of the predictor's table; looked up when first needed.
         self.trims = False
 
     def start(self, state: RoundState, chances: FloatArray, allowed: IntArray) -> IntArray:
@@ -97,18 +98,20 @@ class SingleRound:
 
     def _told(self, level: DraftLevel) -> tuple[float, float]:
         """`AcceptancePredictor.level` of the one request."""
-        predictor = self._predictor
-        told = [float(getattr(level, name)[0]) for name in predictor.level_features]
-        if any(map(math.isnan, told)):
-            complain(level, predictor)
+        predictor, read = self._predictor, self._predictor.level_features
         if predictor.table is None:
-            every = [[float(getattr(level, name)[0]) for name in LEVEL_FEATURES]]
-            accepted, following = predictor.level(every, self._temperature, level.depth)
+            told = [float(getattr(level, name)[0]) for name in LEVEL_FEATURES]
+            if any(math.isnan(own) for name, own in zip(LEVEL_FEATURES, told, strict=True) if name in read):
+                complain(level, predictor)
+            accepted, following = predictor.level([told], self._temperature, level.depth)
             return float(accepted[0]), float(following[0])
-        known = dict(zip(predictor.level_features, told, strict=True))
-        margin, agreement = known.get("margin", 0.0), known.get("agreement", 0.0)
-        row = int(predictor.table.rows(self._temperature)[0])
-        return predictor.table.level_of_one(row, margin, agreement, level.depth)
+        margin = level.margin.item() if "margin" in read else 0.0
+        agreement = level.agreement.item() if "agreement" in read else 0.0
+        if math.isnan(margin + agreement):
+            complain(level, predictor)
+        if self._row < 0:
+            self._row = int(predictor.table.rows(self._temperature)[0])
+        return predictor.table.level_of_one(self._row, margin, agreement, level.depth)
 
     def verified(self, num_drafted: IntArray) -> IntArray:
         """See `PlannedRound.verified`."""

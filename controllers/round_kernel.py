@@ -36,6 +36,8 @@ class Drafting(NamedTuple):
     """``[B]`` tokens that each is to verify, as things stand."""
     spent: FloatArray
     """``[1]`` seconds of the round so far, with verification of no drafts."""
+    trims: BoolArray
+    """``[1]`` whether fewer tokens shall be verified than are drafted, by the last look."""
 
 
 @compiled
@@ -147,4 +149,26 @@ def look(
     )
     drafting.planned[:] = planned
     length[requests] = np.maximum(planned[requests], depth)
+    drafting.trims[0] = np.any(planned < length)
     return length[requests]
+
+
+@compiled
+def look_by_table(
+    drafting: Drafting,
+    requests: IntArray,
+    chances: NDArray[np.float32],
+    rows: IntArray,
+    margin: FloatArray,
+    agreement: FloatArray,
+    depth: int,
+    carry: float,
+    seconds: RoundSeconds,
+    max_length: int,
+    price: float,
+) -> IntArray:
+    """`look` with `look_up`; ``rows`` ``[B]``. Returns none where margin or agreement is NaN."""
+    told = look_up(chances, rows[requests], margin, agreement, depth)
+    if np.isnan(np.sum(told)):
+        return requests[:0]
+    return look(drafting, requests, told, depth, carry, seconds, max_length, price)

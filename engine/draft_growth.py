@@ -69,6 +69,12 @@ def _best_on_cpu(scores: NDArray[np.float32], with_margin: bool) -> tuple[torch.
     tokens = scores.argmax(axis=1)
     if not with_margin:
         return torch.from_numpy(tokens[:, None]), None
+    if len(scores) == 1:
+        row, token = scores[0], tokens.item()
+        best = row[token]
+        row[token] = -np.inf
+        second, row[token] = row.max(), best
+        return torch.from_numpy(tokens[:, None]), np.asarray([float(best) - float(second)])
     rows = np.arange(len(scores))
     best = scores[rows, tokens]
     scores[rows, tokens] = -np.inf

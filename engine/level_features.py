@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..controllers import LEVEL_FEATURES, DraftLevel
+from ..controllers import DraftLevel
 
 
 def draft_level(
@@ -24,16 +24,18 @@ def draft_level(
     ``tempered`` is ``[A, vocab_size]``: the drafter's logits after filters and temperature. ``margin`` and
     ``agreement`` are ``[A]``. What is not in ``features`` is NaN.
     """
-    known: dict[str, NDArray[np.float64]] = {}
+    unknown = np.full(len(requests), np.nan)
+    known = {"top1_probability": unknown, "entropy": unknown}
     if columns := _confidence(tempered, features):  # One transfer for all: each would wait for the device.
         told = torch.stack(list(columns.values())).cpu().numpy().astype(np.float64)
-        known = dict(zip(columns, told, strict=True))
-    if margin is not None:
-        known["margin"] = margin
-    if agreement is not None:
-        known["agreement"] = np.asarray(agreement, dtype=np.float64)
-    unknown = np.full(len(requests), np.nan)
-    return DraftLevel(depth, requests, *(known.get(name, unknown) for name in LEVEL_FEATURES))
+        known |= zip(columns, told, strict=True)
+    return DraftLevel(
+        depth,
+        requests,
+        **known,
+        margin=unknown if margin is None else margin,
+        agreement=unknown if agreement is None else np.array(agreement, dtype=np.float64),
+    )
 
 
 def _confidence(tempered: torch.Tensor, features: Collection[str]) -> dict[str, torch.Tensor]:

@@ -112,8 +112,8 @@ class ModelDrafter(Drafter):
                 step = self._next_step(step, requests, active, None, depth, chosen.tokens[:, 0])
                 logits = self.runner.forward(step, self.cache)
                 continue
-            able = bound[active] > depth
-            if asks and (context.asks_last_level or able.any()):
+            able = bound[active] > depth if asks else None
+            if able is not None and (context.asks_last_level or able.any()):
                 if "agreement" in context.level_features:
                     _add_levels(pending, drafts)
                 asked, margin = active, chosen.margin

@@ -69,7 +69,8 @@ def priced_lengths(
     if looks == 0 or not recording.tells:
         return planned, planned.copy(), planned.copy(), 0, 0
     lengths[planned == 0] = 0
-    drafting = Drafting(prior, prior.copy(), noisy, lengths, lengths.copy(), planned, np.array([spent + seconds.fixed]))
+    begun, trims = np.array([spent + seconds.fixed]), np.zeros(1, dtype=np.bool_)
+    drafting = Drafting(prior, prior.copy(), noisy, lengths, lengths.copy(), planned, begun, trims)
     active, told = np.flatnonzero(lengths), np.empty((batch, 2), dtype=np.float32)
     depth = asked = 0
     while len(active) > 0 and depth < looks:

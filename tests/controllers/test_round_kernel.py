@@ -61,7 +61,10 @@ def test_python_and_compiled_lines_answer_alike() -> None:
         bound, prior = rng.integers(1, longest + 1, batch), rng.uniform(0.1, 0.95, (batch, 8))
         noisy = rng.random(batch) < 0.5
         rounds = [
-            kernel.Drafting(prior, prior.copy(), noisy, bound, bound.copy(), bound.copy(), np.ones(1)) for _ in range(2)
+            kernel.Drafting(
+                prior, prior.copy(), noisy, bound, bound.copy(), bound.copy(), np.ones(1), np.zeros(1, dtype=np.bool_)
+            )
+            for _ in range(2)
         ]
         for depth in range(1, longest + 1):
             asked = np.flatnonzero(rounds[0].length >= depth)
