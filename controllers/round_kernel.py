@@ -88,7 +88,8 @@ def look_up(
         if np.isnan(margin[at]) or np.isnan(agreement[at]):
             found[at] = np.nan
         else:
-            found[at] = chances[rows[at], min(depth, DEPTHS) - 1, int(agreement[at] + 1.5), step_of(margin[at])]
+            column = min(max(int(agreement[at] + 1.5), 0), 2)  # Nothing checks the bounds of compiled code.
+            found[at] = chances[rows[at], min(depth, DEPTHS) - 1, column, step_of(margin[at])]
     return found
 
 
