@@ -66,6 +66,7 @@ class Requests:
 
     token_limit = np.asarray(LENGTHS)
     prompt_tokens = np.asarray([1] * len(LENGTHS))
+    output_tokens = np.asarray(LENGTHS)
 
     def __len__(self) -> int:
         return len(LENGTHS)
