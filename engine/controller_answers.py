@@ -48,11 +48,10 @@ def checked_new_lengths(controller: Controller, speculating: NDArray[np.int64]) 
 
     def new_lengths(level: DraftLevel) -> NDArray[np.int64]:
         own = level if everyone else replace(level, requests=speculating[level.requests])
+        name = f"{type(controller).__name__}.new_lengths"
         lengths = np.asarray(controller.new_lengths(own))
-        if lengths.shape != level.requests.shape or lengths.dtype.kind not in "iu":
-            _check_integers(lengths, len(level.requests), f"{type(controller).__name__}.new_lengths")
+        _check_integers(lengths, len(level.requests), name)
         if min(lengths.tolist(), default=level.depth) < level.depth:
-            name = f"{type(controller).__name__}.new_lengths"
             raise ControllerError(f"{name} must return {level.depth} or more, got {lengths.tolist()}")
         return lengths
 

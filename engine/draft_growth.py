@@ -69,7 +69,7 @@ def _best_on_cpu(scores: NDArray[np.float32], with_margin: bool) -> tuple[torch.
     tokens = scores.argmax(axis=1)
     if not with_margin:
         return torch.from_numpy(tokens[:, None]), None
-    if len(scores) == 1:
+    if len(scores) == 1:  # Plain indices take half as long as arrays of them.
         row, token = scores[0], tokens.item()
         best = row[token]
         row[token] = -np.inf

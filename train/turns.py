@@ -66,12 +66,9 @@ class Service:
     def turn(self, number: int) -> None:
         """Go on until the end of turn ``number`` (from 1), or of the schedule."""
         self._since = time.perf_counter()
+        whole = self._whole
         while not self.is_over:
-            if (
-                (self._tokens >= number * self._whole / TURNS)
-                if self._concurrency
-                else (self.now() >= number * TURN_SECONDS)
-            ):
+            if (self._tokens >= number * whole / TURNS) if self._concurrency else (self.now() >= number * TURN_SECONDS):
                 break
             self._admit()
             if self._engine.has_work:
