@@ -138,6 +138,7 @@ class AcceptancePredictor:
         reads = [any(read[index] for index, of in enumerate(FEATURE_OF_INPUT) if of == own) for own in range(4)]
         self._features = tuple(name for name, reading in zip(LEVEL_FEATURES, reads, strict=True) if reading)
         self._unread = [number for number, reading in enumerate(reads) if not reading]
+        self.reads_margin, self.reads_agreement = "margin" in self._features, "agreement" in self._features
         quick = self._features and set(self._features) <= {"margin", "agreement"}
         self.table = AcceptanceTable(self._level_of_many) if quick else None
         """What `level` looks up; None where the network is asked."""

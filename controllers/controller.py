@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,12 +56,33 @@ class RoundState:
     """Requests per second that arrived, exponentially weighted over the last second and the last ten."""
 
 
+class Looks(Protocol):
+    """Answers after the first draft levels of one round, given to the engine with the decision.
+
+    They stand in for `Controller.new_lengths` and `Controller.verify_lengths`, and spare the engine the detour: between
+    two levels of a small drafter most of what an answer takes is code that is no longer in the processor's caches.
+    """
+
+    levels: int
+    """After how many of the first levels `after` is called."""
+    trims: bool
+    """Whether `verified` is called; may change with every answer."""
+
+    def after(self, depth: int, requests: IntArray, margin: FloatArray, agreement: FloatArray) -> IntArray:
+        """See `Controller.new_lengths`; the arguments are those of a `DraftLevel`."""
+
+    def verified(self, num_drafted: IntArray) -> IntArray:
+        """See `Controller.verify_lengths`."""
+
+
 @dataclass(frozen=True)
 class Decision:
     """What to do in a round."""
 
     num_speculative_tokens: IntArray
     """``[B]`` speculation length per request, 0 … ``max_num_speculative_tokens`` of the engine; 0 turns it off."""
+    looks: Looks | None = None
+    """Who is asked between the levels; None: the controller. An engine may ask the controller all the same."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,17 @@ import numpy as np
 
 from .action import MAX_LENGTH, MissingFeatureError
 from .constant import ConstantController
-from .controller import LEVEL_FEATURES, Controller, Decision, DraftLevel, IntArray, RoundOutcome, RoundState
+from .controller import (
+    LEVEL_FEATURES,
+    Controller,
+    Decision,
+    DraftLevel,
+    FloatArray,
+    IntArray,
+    Looks,
+    RoundOutcome,
+    RoundState,
+)
 from .guard_probe import Probe
 
 FAULTS = ("error", "missing_feature", "not_finite", "wrong_type", "wrong_shape", "out_of_range", "overrun")
@@ -131,23 +141,15 @@ class GuardedController(Controller):
         """See `Controller.new_lengths`."""
         if not self._decided:
             return self.fallback.new_lengths(level)
-        answer = None
-        if self._own_round:
-            answer = self._asked(lambda: self.inner.new_lengths(level), lambda told: _checked_answer(told, level))
-            self.trims = bool(self.inner.trims)
-        return np.full(len(level.requests), level.depth) if answer is None else answer
+        answer = self.new_lengths_of(self.inner.new_lengths, level.depth, level.requests, level)
+        self.trims = bool(self.inner.trims)
+        return answer
 
     def verify_lengths(self, num_drafted: IntArray) -> IntArray:
         """See `Controller.verify_lengths`."""
         if not self._decided:
             return self.fallback.verify_lengths(num_drafted)
-        answer = None
-        if self._own_round:
-            shown = num_drafted.copy()
-            answer = self._asked(
-                lambda: self.inner.verify_lengths(shown), lambda told: _checked_lengths(told, num_drafted)
-            )
-        return num_drafted if answer is None else answer
+        return self.verify_lengths_of(self.inner.verify_lengths, num_drafted)
 
     def observe(self, outcome: RoundOutcome) -> None:
         """See `Controller.observe`. Told is who decided."""
@@ -160,6 +162,21 @@ class GuardedController(Controller):
         self._prove(outcome)
 
     # ------------------------------------------------------------------ parts
+
+    def new_lengths_of(self, ask: Callable[..., Any], depth: int, requests: IntArray, *told: Any) -> IntArray:
+        """What ``ask`` answers to ``told`` after level ``depth``; in a round with a fault all ``requests`` stop."""
+        answer = None
+        if self._own_round:
+            answer = self._asked(lambda: ask(*told), lambda found: _checked_answer(found, len(requests), depth))
+        return np.full(len(requests), depth) if answer is None else answer
+
+    def verify_lengths_of(self, ask: Callable[[IntArray], Any], num_drafted: IntArray) -> IntArray:
+        """What ``ask`` answers to ``num_drafted``; in a round with a fault everything is verified."""
+        answer = None
+        if self._own_round:
+            shown = num_drafted.copy()
+            answer = self._asked(lambda: ask(shown), lambda found: _checked_lengths(found, num_drafted))
+        return num_drafted if answer is None else answer
 
     def _asked(self, call: Callable[[], Any], check: Callable[[Any], T]) -> T | None:
         """What the inner controller answers, checked; None where it fails."""
@@ -203,7 +220,8 @@ class GuardedController(Controller):
         if features is not self._known_features:
             self._check_features(features)
         self._follow(self.inner, features)
-        return Decision(lengths)
+        looks = getattr(decision, "looks", None)
+        return Decision(lengths, None if looks is None else GuardedLooks(self, looks))
 
     def _check_features(self, features: Any) -> None:
         if not set(features) <= set(LEVEL_FEATURES):
@@ -233,6 +251,25 @@ class GuardedController(Controller):
             _log.warning("%s: %.2f of the fallback's speed; demoted for %d rounds", name, ratio, rounds)
 
 
+class GuardedLooks:
+    """Answers of ``inner`` for one round, checked by ``guard``."""
+
+    def __init__(self, guard: GuardedController, inner: Looks) -> None:
+        self._guard, self._inner = guard, inner
+        self.levels, self.trims = int(inner.levels), bool(inner.trims)
+
+    def after(self, depth: int, requests: IntArray, margin: FloatArray, agreement: FloatArray) -> IntArray:
+        """See `Looks.after`."""
+        inner = self._inner
+        lengths = self._guard.new_lengths_of(inner.after, depth, requests, depth, requests, margin, agreement)
+        self.trims = bool(inner.trims)
+        return lengths
+
+    def verified(self, num_drafted: IntArray) -> IntArray:
+        """See `Looks.verified`."""
+        return self._guard.verify_lengths_of(self._inner.verified, num_drafted)
+
+
 def _checked_integers(value: Any, count: int) -> IntArray:
     lengths = np.asarray(value)
     if lengths.shape != (count,):
@@ -251,9 +288,9 @@ def _checked_lengths(value: Any, num_drafted: IntArray) -> IntArray:
     return lengths
 
 
-def _checked_answer(value: Any, level: DraftLevel) -> IntArray:
-    lengths = _checked_integers(value, len(level.requests))
+def _checked_answer(value: Any, count: int, depth: int) -> IntArray:
+    lengths = _checked_integers(value, count)
     told = lengths.tolist()
-    if told and not level.depth <= min(told) <= max(told) <= MAX_LENGTH:
-        raise _FaultError("out_of_range", f"expected {level.depth} … {MAX_LENGTH}, got {told!r:.80}")
+    if told and not depth <= min(told) <= max(told) <= MAX_LENGTH:
+        raise _FaultError("out_of_range", f"expected {depth} … {MAX_LENGTH}, got {told!r:.80}")
     return lengths

@@ -29,11 +29,9 @@ class HeldLengths:
         self._phase = 0
         self._lengths = dict[str, int]()
 
-    def note(self, request_ids: Sequence[str], lengths: Sequence[int], holds: bool) -> None:
-        """A decision was made; ``holds``: False where the next round has to be decided anew."""
+    def note(self, request_ids: Sequence[str], lengths: Sequence[int]) -> None:
+        """A decision was made."""
         self._lengths = dict(zip(request_ids, lengths, strict=True))
-        if not holds:
-            self._phase = 0
 
     def lengths(self, request_ids: Sequence[str]) -> list[int] | None:
         """What holds in the round that begins; None: decide. Once that is due nothing holds until it is done: it may

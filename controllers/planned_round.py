@@ -1,132 +1,168 @@
-"""One round under the price rule: lengths planned before it, and again after each look. Here for one request.
+"""A round under the price rule: lengths planned before it, and again after each look; `price_rule`, compiled.
 
-The rule is `price_rule.plan_lengths`, written out on plain numbers, which takes less time than handing over arrays;
-`batch_round` has the rounds of several requests. The choices are equal.
+Imported when a controller has such rounds: constant lengths need no compiler.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Protocol
+import functools
 
 import numpy as np
 
 from .acceptance import AcceptancePredictor
-from .acceptance_history import LOWEST_RATE
+from .acceptance_history import HistoryLogistics
+from .acceptance_table import DEPTHS, MARGINS
 from .action import Action, MissingFeatureError
-from .controller import LEVEL_FEATURES, DraftLevel, FloatArray, IntArray, RoundState
+from .compiled import plan_lengths, write_features
+from .controller import LEVEL_FEATURES, BoolArray, DraftLevel, FloatArray, IntArray, RoundState
+from .cost_table import CostTable
+from .observation import HISTORY_SIZE, NUM_FEATURES
+from .price_rule import RoundSeconds
 from .round_costs import RoundCosts
+from .round_kernel import Drafting, look, look_by_table, state_chances
 
 
-class PlannedRound(Protocol):
-    """A round that may draft."""
+@functools.cache
+def warm_up() -> None:
+    """Compile what rounds call, or read it where it has been compiled, before there is one."""
+    whole, numbers, row = np.ones(2, dtype=np.int64), np.ones(2), np.zeros(3)
+    chances, sure = np.full((2, 8), 0.5), np.ones(2, dtype=np.bool_)
+    table = np.ones((1, DEPTHS, 3, MARGINS, 2), dtype=np.float32)
+    told = np.ones((2, 2), dtype=np.float32)
+    seconds = RoundSeconds(1.0, row, row, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    state_chances(np.zeros((8, 6)), numbers, whole, whole, numbers)
+    features = np.empty(NUM_FEATURES)
+    passes = np.ones((3, 4, 3))
+    costs = CostTable(passes, passes, passes, passes, np.ones(11))
+    write_features(features, whole, whole, numbers, numbers, numbers, 2, 0, 1.0, 0.0, 0.0, np.ones(HISTORY_SIZE), costs)
+    plan_lengths(chances, whole, 0 * whole, sure, sure, seconds, 1.0, 1, 1.0, 0)
+    drafting = Drafting(chances, chances.copy(), sure, whole, whole.copy(), whole.copy(), np.ones(1), sure[:1].copy())
+    look(drafting, whole - 1, told, 1, 0.5, seconds, 1, 1.0)
+    look_by_table(drafting, whole - 1, table, 0 * whole, numbers, numbers, 1, 0.5, seconds, 1, 1.0)
 
-    trims: bool
-    """Whether fewer tokens shall be verified than are drafted."""
 
-    def start(self, state: RoundState, chances: FloatArray, allowed: IntArray) -> IntArray:
+def history_chances(logistics: HistoryLogistics, state: RoundState) -> FloatArray:
+    """``[B, 8]`` by depth: `HistoryLogistics.of_state`, quicker."""
+    drafted, accepted = state.last_num_speculative_tokens, state.last_accepted_length
+    found: FloatArray = state_chances(logistics.numbers, state.acceptance_rate, drafted, accepted, state.temperature)
+    return found
+
+
+def round_features(state: RoundState, chances: FloatArray, history: list[float], costs: CostTable) -> FloatArray:
+    """``[NUM_FEATURES]`` of a round whose requests' first drafts have the ``chances`` ``[B]``."""
+    out = np.empty(NUM_FEATURES)
+    write_features(
+        out,
+        state.context_length,
+        state.lag,
+        state.temperature,
+        state.acceptance_rate,
+        chances,
+        int(state.running),
+        int(state.waiting),
+        float(state.kv_free),
+        float(state.arrival_rates[0]),
+        float(state.arrival_rates[1]),
+        np.asarray(history),
+        costs,
+    )
+    return out
+
+
+class PlannedRound:
+    """A round in which each request gets its own length; with looks also the engine's `Looks`."""
+
+    def __init__(self, costs: RoundCosts, action: Action, predictor: AcceptancePredictor, looks: int) -> None:
+        """``costs`` has been told of the round; ``looks``: levels after which the lengths are planned anew."""
+        self.levels, self.trims = looks, False
+        self._predictor = predictor
+        self._fixed, self._seconds = costs.fixed, costs.seconds(action.max_length)
+        self._max_length, self._price = int(action.max_length), float(action.price)
+
+    def plan(self, state: RoundState, chances: FloatArray, allowed: IntArray) -> IntArray:
         """``[B]`` lengths. ``chances`` ``[B, D]`` by depth; ``allowed`` ``[B]``: most tokens.
 
         In a round with looks those that draft are given all that is allowed: the looks say when to stop.
         """
+        noisy, seconds = state.temperature > 0, self._seconds
+        spent = self._spent(noisy)
+        drafted = np.zeros(len(allowed), dtype=np.int64)
+        planned: IntArray = plan_lengths(
+            chances, allowed, drafted, state.lag <= 1, noisy, seconds, spent, self._max_length, self._price, 0
+        )
+        if not self.levels:
+            return planned
+        bound = np.minimum(allowed, self._max_length) * (planned > 0)
+        self._begin(state, chances, noisy, bound, planned, spent)
+        return bound
 
-    def look(self, level: DraftLevel) -> IntArray:
-        """See `Controller.new_lengths`."""
+    def begin(self, state: RoundState, chances: FloatArray, bound: IntArray) -> None:
+        """A round with looks in which ``bound`` ``[B]`` is given: most tokens of those that draft, 0 of the others."""
+        noisy = state.temperature > 0
+        self._begin(state, chances, noisy, bound, bound.copy(), self._spent(noisy))
 
-    def verified(self, num_drafted: IntArray) -> IntArray:
-        """See `Controller.verify_lengths`."""
+    def _spent(self, noisy: BoolArray) -> float:
+        return self._seconds.plain + self._seconds.noise * int(np.count_nonzero(noisy))
 
-
-class SingleRound:
-    """A round of one request."""
-
-    def __init__(self, costs: RoundCosts, action: Action, predictor: AcceptancePredictor, looks: int) -> None:
-        """``costs`` has been told of the round."""
-        self._costs, self._action, self._predictor, self._looks = costs, action, predictor, looks
-        self._bound = self._planned = 0
-        self._row = -1  # Of the predictor's table; looked up when first needed.
-        self.trims = False
-
-    def start(self, state: RoundState, chances: FloatArray, allowed: IntArray) -> IntArray:
-        """See `PlannedRound.start`."""
-        costs = self._costs
+    def _begin(
+        self,
+        state: RoundState,
+        chances: FloatArray,
+        noisy: BoolArray,
+        bound: IntArray,
+        planned: IntArray,
+        spent: float,
+    ) -> None:
+        begun, trims = np.asarray([spent + self._fixed]), np.zeros(1, dtype=np.bool_)
+        self._drafting = Drafting(chances, chances.copy(), noisy, bound, bound.copy(), planned, begun, trims)
         self._temperature = state.temperature
-        self._noise = costs.noise if state.temperature.item() > 0 else 0.0
-        self._level = costs.level_of_one + self._noise
-        self._chances: list[float] = chances[0].tolist()
-        self._prior = self._chances.copy()
-        self._spent = costs.plain + self._noise
-        longest = min(allowed.item(), self._action.max_length)
-        self._curve = costs.curve_of_one(longest)
-        stop = costs.stop if state.lag.item() <= 1 else 0.0
-        self._planned = self._plan(longest, 0, costs.fixed, stop)
-        self._spent += costs.fixed
-        self._bound = longest if self._planned and self._looks else self._planned
-        return np.asarray([self._bound])
+        if self._predictor.table is not None:
+            self._rows = self._predictor.table.rows(state.temperature)
 
-    def _plan(self, longest: int, depth: int, fixed: float, stop: float) -> int:
-        """Tokens to verify, with ``depth`` drafted; between lengths that promise as much the shorter one."""
-        curve, chances, price, spent, level = self._curve, self._chances, self._action.price, self._spent, self._level
-        best, found = 1.0 / (spent + price * stop), 0
-        survival = tokens = 1.0
-        fixed -= curve[0]
-        for length in range(1, longest + 1):
-            survival *= chances[min(length, len(chances)) - 1]
-            tokens += survival
-            more = (length - depth) * level if length > depth else 0.0
-            speed = tokens / (spent + price * (more + curve[length] + fixed))
-            if speed > best:
-                best, found = speed, length
+    def after(self, depth: int, requests: IntArray, margin: FloatArray, agreement: FloatArray) -> IntArray:
+        """See `Looks.after`; for a predictor with a table."""
+        predictor = self._predictor
+        assert predictor.table is not None
+        found: IntArray = look_by_table(
+            self._drafting,
+            requests,
+            predictor.table.chances,
+            self._rows,
+            margin if predictor.reads_margin else np.zeros(len(requests)),
+            agreement if predictor.reads_agreement else np.zeros(len(requests)),
+            depth,
+            predictor.carry,
+            self._seconds,
+            self._max_length,
+            self._price,
+        )
+        if len(found) < len(requests):
+            _complain({"margin": margin, "agreement": agreement}, predictor)
+        self.trims = self._drafting.trims.item()
         return found
 
     def look(self, level: DraftLevel) -> IntArray:
-        """See `PlannedRound.look`."""
-        costs, depth, prior, chances = self._costs, level.depth, self._prior, self._chances
-        accepted, following = self._told(level)
-        depths = len(chances)
-        chances[min(depth, depths) - 1] = accepted
-        if depth < depths:
-            chances[depth] = following
-            news = _log_odds(following) - _log_odds(prior[depth])
-            for further in range(depth + 1, depths):
-                news *= self._predictor.carry
-                chances[further] = 1 / (1 + math.exp(-_log_odds(prior[further]) - news))
-        self._spent += self._level + costs.look + costs.answer
-        self._planned = self._plan(self._bound, depth, 0.0, 0.0)
-        self.trims = self._planned < depth
-        return np.asarray([max(self._planned, depth)])
-
-    def _told(self, level: DraftLevel) -> tuple[float, float]:
-        """`AcceptancePredictor.level` of the one request."""
-        predictor, read = self._predictor, self._predictor.level_features
-        if predictor.table is None:
-            told = [float(getattr(level, name)[0]) for name in LEVEL_FEATURES]
-            if any(math.isnan(own) for name, own in zip(LEVEL_FEATURES, told, strict=True) if name in read):
-                complain(level, predictor)
-            accepted, following = predictor.level([told], self._temperature, level.depth)
-            return float(accepted[0]), float(following[0])
-        margin = level.margin.item() if "margin" in read else 0.0
-        agreement = level.agreement.item() if "agreement" in read else 0.0
-        if math.isnan(margin + agreement):
-            complain(level, predictor)
-        if self._row < 0:
-            self._row = int(predictor.table.rows(self._temperature)[0])
-        return predictor.table.level_of_one(self._row, margin, agreement, level.depth)
+        """See `Controller.new_lengths`."""
+        predictor = self._predictor
+        if predictor.table is not None:
+            return self.after(level.depth, level.requests, level.margin, level.agreement)
+        every = {name: getattr(level, name) for name in LEVEL_FEATURES}
+        told = predictor.level(np.stack([*every.values()], axis=1), self._temperature[level.requests], level.depth)
+        if any(np.isnan(every[name]).any() for name in predictor.level_features):
+            _complain(every, predictor)
+        rule = level.depth, predictor.carry, self._seconds, self._max_length, self._price
+        found: IntArray = look(self._drafting, level.requests, np.stack(told, axis=1), *rule)
+        self.trims = self._drafting.trims.item()
+        return found
 
     def verified(self, num_drafted: IntArray) -> IntArray:
-        """See `PlannedRound.verified`."""
-        return np.minimum(self._planned, num_drafted)
+        """See `Looks.verified`."""
+        return np.minimum(self._drafting.planned, num_drafted) if self.levels else num_drafted
 
 
-def _log_odds(chance: float) -> float:
-    """`round_kernel.log_odds`."""
-    inside = min(max(chance, LOWEST_RATE), 1 - LOWEST_RATE)
-    return math.log(inside / (1 - inside))
-
-
-def complain(level: DraftLevel, predictor: AcceptancePredictor) -> None:
+def _complain(told: dict[str, FloatArray], predictor: AcceptancePredictor) -> None:
     """Raise for the first feature that is no number."""
     for name in predictor.level_features:
-        if np.isnan(getattr(level, name)).any():
+        if np.isnan(told[name]).any():
             raise MissingFeatureError(f"feature {name!r} of a draft level is NaN; the backend must provide it")
     raise MissingFeatureError("a chance of acceptance is NaN; fit the predictor again")

@@ -5,12 +5,13 @@ rate of 1 / (S * mean(length_i / r_i)), so that mean(log r_i) - log S is what to
 second of the batch as such are not: it would fill with the requests that promise little, who then hold their slots for
 longer.
 
-Written on whole arrays with what NumPy and Numba both know, so that a controller and the compiled replay run the same
-lines.
+Written with what Python and Numba both know, so that a controller and the compiled replay run the same lines; number by
+number, because for few requests the arrays in between would take longer than the rule.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -81,34 +82,47 @@ def plan_lengths(
 
     For every depth that the deepest draft may have, tokens are taken in descending order of what they add.
     """
-    batch = len(allowed)
-    survival, expected = np.ones(batch), np.ones(batch)
+    batch, depths = len(allowed), chance.shape[1]
     added = np.zeros(max_length * batch)  # By depth, then request: of equals the shallower comes first.
-    for level in range(max_length):
-        survival = survival * chance[:, min(level, chance.shape[1] - 1)]
-        more = expected + survival
-        added[level * batch : (level + 1) * batch] = np.where(allowed > level, np.log(more / expected), 0.0)
-        expected = more
-    order = descending(added)[: np.count_nonzero(added)]
-    depths, own = order // batch, order % batch
-    seconds_of = seconds.noise * (noisy[own] & (depths >= drafted[own]))
-    for level in range(depth, max_length):
-        at_level = np.flatnonzero(depths == level)
-        if len(at_level) > 0:
-            seconds_of[at_level] += seconds.draft[1 : len(at_level) + 1] - seconds.draft[: len(at_level)]
-            seconds_of[at_level[0]] += seconds.per_level
-    started, to_start = np.cumsum((depths == 0) & warm[own]), np.sum(warm)
+    count, longest = 0, 0
+    for row in range(batch):
+        survival = expected = 1.0
+        for level in range(min(allowed[row], max_length)):
+            survival *= chance[row, min(level, depths - 1)]
+            added[level * batch + row] = math.log1p(survival / expected)
+            expected += survival
+            count += survival > 0.0
+            longest = max(longest, level + 1)
+    order = descending(added)
+    seconds_of, at_level = np.empty(count), np.zeros(max_length, dtype=np.int64)
+    for place in range(count):
+        level, row = order[place] // batch, order[place] % batch
+        seconds_of[place] = seconds.noise if noisy[row] and level >= drafted[row] else 0.0
+        if level >= depth:
+            others = at_level[level]
+            seconds_of[place] += seconds.draft[others + 1] - seconds.draft[others]
+            if others == 0:
+                seconds_of[place] += seconds.per_level
+            at_level[level] += 1
+    to_start = np.sum(warm)
     first = (seconds.fixed if depth == 0 else 0.0) - seconds.curve[0]
-    best = -np.log(spent + price * seconds.stop * (to_start > 0))
-    taken = own[:0]
-    for length in range(1, max_length + 1):
-        chosen = np.flatnonzero(depths < length)
-        if len(chosen) == 0:
-            break
-        costs = np.cumsum(seconds_of[chosen]) + seconds.curve[1 : len(chosen) + 1] + first
-        costs += seconds.stop * (started[chosen] < to_start)
-        speed = np.cumsum(added[order[chosen]]) / batch - np.log(spent + price * costs)
-        at = int(np.argmax(speed))
-        if speed[at] > best:
-            best, taken = speed[at], own[chosen[: at + 1]]
-    return np.bincount(taken, minlength=batch)
+    best = -math.log(spent + price * seconds.stop * (to_start > 0))
+    best_length = best_place = 0
+    for length in range(1, longest + 1):
+        costs, gain, taken, started = first, 0.0, 0, 0
+        for place in range(count):
+            level, row = order[place] // batch, order[place] % batch
+            if level >= length:
+                continue
+            taken += 1
+            costs += seconds_of[place]
+            gain += added[order[place]]
+            started += level == 0 and warm[row]
+            total = costs + seconds.curve[taken] + (seconds.stop if started < to_start else 0.0)
+            speed = gain / batch - math.log(spent + price * total)
+            if speed > best:
+                best, best_length, best_place = speed, length, place + 1
+    planned = np.zeros(batch, dtype=np.int64)
+    for place in range(best_place):
+        planned[order[place] % batch] += order[place] // batch < best_length
+    return planned

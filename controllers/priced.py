@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .acceptance import AcceptancePredictor
 from .action import Action, Features, FixedPolicy, Policy
-from .controller import Controller, Decision, DraftLevel, FloatArray, IntArray, RoundOutcome, RoundState
+from .controller import Controller, Decision, DraftLevel, FloatArray, IntArray, Looks, RoundOutcome, RoundState
 from .cost_surface import CostSurface
 from .cost_table import CostTable
 from .held_lengths import HeldLengths
 from .observation import new_history
-from .planned_round import PlannedRound, SingleRound
 from .round_costs import RoundCosts
 from .round_features import RoundFeatures, note_round
+
+if TYPE_CHECKING:
+    from .planned_round import PlannedRound
 
 __all__ = ["Action", "FixedPolicy", "Policy", "PricedController"]
 
@@ -45,8 +48,8 @@ class PricedController(Controller):
         """``max_batch`` and ``max_context`` bound the cost table.
 
         Larger batches cost what the largest one does; beyond the last context costs go on with their last slope.
-        ``hold``: rounds that a decision without looks holds (`HeldLengths`). Rounds in which it only holds are not
-        noted in the history.
+        ``hold``: rounds that a decision holds (`HeldLengths`); of one with looks, who drafts at most how much. Rounds
+        in which it only holds are not noted in the history.
         """
         if hold < 1:
             raise ValueError(f"hold must be 1 or more rounds, got {hold}")
@@ -71,10 +74,10 @@ class PricedController(Controller):
         self._ask(max(tier.asked_levels for tier in policy.tiers))
         self._compiled: ModuleType | None = None
         if any(tier.price > 0 for tier in policy.tiers):
-            from . import batch_round  # Here, because constant lengths need no compiler.
+            from . import planned_round  # Here, because constant lengths need no compiler.
 
-            batch_round.warm_up()
-            self._compiled = batch_round
+            planned_round.warm_up()
+            self._compiled = planned_round
 
     def decide(self, state: RoundState) -> Decision:
         """See `Controller.decide`."""
@@ -82,36 +85,59 @@ class PricedController(Controller):
         held = self._held.lengths(state.request_ids)
         self._holds = held is not None
         if held is not None:
-            self._round, self.plans = None, False
-            self._ask(0)
-            return Decision(np.minimum(held, allowed))
-        requests, costs = len(state.request_ids), self._costs
-        costs.enter(requests, float(max(state.context_length.tolist())))
-        compiled = self._compiled if requests > 1 else None
-        if compiled is None:
-            chances = self.predictor.history.of_state(state)
-        else:
-            chances = compiled.history_chances(self.predictor.history, state)
+            return self._hold(state, np.minimum(held, allowed))
+        requests = self._enter(state)
+        chances = self._chances(state)
         first: FloatArray = np.ascontiguousarray(chances[:, 0])
-        self.features.enter(state, first, costs)
+        self.features.enter(state, first, self._costs)
         seen: Features = self.features
-        if compiled is not None and self.policy.feature_names:
-            seen = compiled.round_features(state, first, self.history, self.costs)
+        if self._compiled is not None and requests > 1 and self.policy.feature_names:
+            seen = self._compiled.round_features(state, first, self.history, self.costs)
         self.action = action = self.policy.act(seen)
         self._round, self.plans = None, action.price > 0
         self._ask(action.asked_levels)
         if action.price == 0:
             lengths = np.minimum(allowed, action.max_length)
         elif action.max_length > 0 and max(allowed.tolist()) > 0:
-            lengths = self._begin(requests, action).start(state, chances, allowed)
+            lengths = self._begin(action).plan(state, chances, allowed)
         else:
             lengths = np.zeros(requests, dtype=np.int64)
         given: list[int] = lengths.tolist()
         self._longest_length = max(given)
-        if action.price == 0:  # Not what is left of a request's tokens, but what is left of its length.
+        # Not what is left of a request's tokens, but what is left of its length.
+        if action.price == 0:
             given = [action.max_length] * requests
-        self._held.note(state.request_ids, given, self.asked_levels == 0)
-        return Decision(lengths)
+        elif self.asked_levels:
+            given = [action.max_length if length else 0 for length in given]
+        self._held.note(state.request_ids, given)
+        return Decision(lengths, self._looks())
+
+    def _hold(self, state: RoundState, lengths: IntArray) -> Decision:
+        """A round of the last decision: who drafts at most how much. Looks are taken anew."""
+        self._round, self.plans = None, False
+        self._ask(self.action.asked_levels)
+        if self.asked_levels and max(lengths.tolist()) > 0:
+            self._enter(state)
+            self._begin(self.action).begin(state, self._chances(state), lengths)
+        return Decision(lengths, self._looks())
+
+    def _enter(self, state: RoundState) -> int:
+        requests = len(state.request_ids)
+        self._costs.enter(requests, float(max(state.context_length.tolist())))
+        return requests
+
+    def _chances(self, state: RoundState) -> FloatArray:
+        if self._compiled is None:
+            return self.predictor.history.of_state(state)
+        chances: FloatArray = self._compiled.history_chances(self.predictor.history, state)
+        return chances
+
+    def _looks(self) -> Looks | None:
+        """The round itself, if the engine can ask it without the detour through this controller."""
+        if self._round is None or not self.asked_levels or self.predictor.table is None:
+            return None
+        looks: Looks = self._round
+        return looks
 
     @property
     def hold(self) -> int:
@@ -127,12 +153,9 @@ class PricedController(Controller):
         self.asked_levels = levels if self.predictor.level_features else 0
         self.trims = False
 
-    def _begin(self, requests: int, action: Action) -> PlannedRound:
-        if requests == 1:
-            self._round = SingleRound(self._costs, action, self.predictor, self.asked_levels)
-        else:
-            assert self._compiled is not None
-            self._round = self._compiled.BatchRound(self._costs, action, self.predictor, self.asked_levels)
+    def _begin(self, action: Action) -> PlannedRound:
+        assert self._compiled is not None
+        self._round = self._compiled.PlannedRound(self._costs, action, self.predictor, self.asked_levels)
         return self._round
 
     def new_lengths(self, level: DraftLevel) -> IntArray:

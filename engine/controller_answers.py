@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..controllers import LEVEL_FEATURES, Controller, DraftLevel, RoundState
-from .drafter import NewLengths
+from ..controllers import LEVEL_FEATURES, Controller, Decision, DraftLevel, RoundState
+from ..controllers.controller import FloatArray, IntArray, Looks
+from .drafter import AfterLevel, NewLengths
 
 
 class ControllerError(ValueError):
@@ -19,19 +21,21 @@ class ControllerError(ValueError):
     """
 
 
-def ask_lengths(controller: Controller, state: RoundState) -> NDArray[np.int64]:
-    """``[B]`` speculation lengths, cut to what each request may use. Raises `ControllerError`."""
-    lengths = np.asarray(controller.decide(state).num_speculative_tokens)
+def ask_decision(controller: Controller, state: RoundState) -> Decision:
+    """The controller's decision, its lengths cut to what each request may use. Raises `ControllerError`."""
+    decision = controller.decide(state)
+    lengths = np.asarray(decision.num_speculative_tokens)
     _check_integers(lengths, len(state.request_ids), type(controller).__name__)
     if (lengths < 0).any():
         raise ControllerError(f"{type(controller).__name__} returned a negative length: {lengths.tolist()}")
-    return np.minimum(lengths, state.max_num_speculative_tokens)
+    return Decision(np.minimum(lengths, state.max_num_speculative_tokens), decision.looks)
 
 
-def ask_verify_lengths(controller: Controller, num_drafted: NDArray[np.int64]) -> NDArray[np.int64]:
+def ask_verify_lengths(asked: Controller | Looks, num_drafted: NDArray[np.int64]) -> NDArray[np.int64]:
     """``[B]`` how many of ``num_drafted`` tokens to verify. Raises `ControllerError`."""
-    name = f"{type(controller).__name__}.verify_lengths"
-    lengths = np.asarray(controller.verify_lengths(num_drafted.copy()))
+    ask = asked.verify_lengths if isinstance(asked, Controller) else asked.verified
+    name = f"{type(asked).__name__}.{ask.__name__}"
+    lengths = np.asarray(ask(num_drafted.copy()))
     _check_integers(lengths, len(num_drafted), name)
     if (lengths < 0).any() or (lengths > num_drafted).any():
         raise ControllerError(f"{name} must return 0 … {num_drafted.tolist()}, got {lengths.tolist()}")
@@ -44,18 +48,38 @@ def checked_new_lengths(controller: Controller, speculating: NDArray[np.int64]) 
     What it returns raises `ControllerError`.
     """
 
-    everyone = bool((speculating == np.arange(len(speculating))).all())
+    everyone = _is_everyone(speculating)
 
     def new_lengths(level: DraftLevel) -> NDArray[np.int64]:
         own = level if everyone else replace(level, requests=speculating[level.requests])
-        name = f"{type(controller).__name__}.new_lengths"
         lengths = np.asarray(controller.new_lengths(own))
-        _check_integers(lengths, len(level.requests), name)
-        if min(lengths.tolist(), default=level.depth) < level.depth:
-            raise ControllerError(f"{name} must return {level.depth} or more, got {lengths.tolist()}")
+        _check_new_lengths(lengths, len(level.requests), level.depth, controller.new_lengths)
         return lengths
 
     return new_lengths
+
+
+def checked_looks(looks: Looks, speculating: NDArray[np.int64]) -> AfterLevel:
+    """`checked_new_lengths` for ``looks.after``."""
+    everyone, after = _is_everyone(speculating), looks.after
+
+    def after_level(depth: int, requests: IntArray, margin: FloatArray, agreement: FloatArray) -> IntArray:
+        lengths = after(depth, requests if everyone else speculating[requests], margin, agreement)
+        _check_new_lengths(lengths, len(requests), depth, after)
+        return lengths
+
+    return after_level
+
+
+def _is_everyone(speculating: NDArray[np.int64]) -> bool:
+    return speculating.item(-1) == len(speculating) - 1
+
+
+def _check_new_lengths(lengths: NDArray[np.int64], count: int, depth: int, asked: Callable[..., object]) -> None:
+    if lengths.shape != (count,) or lengths.dtype.kind not in "iu":
+        _check_integers(lengths, count, asked.__qualname__)
+    if min(lengths.tolist(), default=depth) < depth:
+        raise ControllerError(f"{asked.__qualname__} must return {depth} or more, got {lengths.tolist()}")
 
 
 def wanted_features(controller: Controller) -> frozenset[str]:

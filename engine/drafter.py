@@ -11,11 +11,13 @@ import torch
 from numpy.typing import NDArray
 
 from ..controllers import LEVEL_FEATURES, DraftLevel
+from ..controllers.controller import FloatArray, IntArray
 from .request import Request
 from .sampler import RowSampling
 from .token_tree import TokenTree
 
 NewLengths = Callable[[DraftLevel], NDArray[np.int64]]
+AfterLevel = Callable[[int, IntArray, FloatArray, FloatArray], IntArray]
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class DraftContext:
     """What ``new_lengths`` reads of a `DraftLevel`."""
     asks_last_level: bool = False
     """Ask also about the requests that have reached their length, whose answer then does not matter."""
+    after_level: AfterLevel | None = None
+    """Asked in place of ``new_lengths`` where it is not None: `controllers.controller.Looks.after`."""
 
     @property
     def draws(self) -> bool:

@@ -12,7 +12,7 @@ import torch
 from ..controllers import ConstantController, Controller, RoundOutcome, RoundState
 from ..controllers.arrivals import ArrivalMeter
 from .config import EngineConfig
-from .controller_answers import ask_lengths
+from .controller_answers import ask_decision
 from .delivery import Delivery
 from .drafter import Drafter
 from .forward_batch import Segment, build_batch
@@ -249,9 +249,9 @@ class Engine:
         state = round_state(requests, self.scheduler, self.drafter, self.config, 1 - self._kv_use(), rates)
         catch_up = CatchUp()
         try:
-            lengths = ask_lengths(self.controller, state)
-            catch_up = self.speculator.catch_up(requests, lengths)
-            result = self.speculator.run(requests, lengths, self.stats.num_rounds, catch_up)
+            decision = ask_decision(self.controller, state)
+            catch_up = self.speculator.catch_up(requests, decision.num_speculative_tokens)
+            result = self.speculator.run(requests, decision, self.stats.num_rounds, catch_up)
         except Exception:  # the round can be repeated, but prefill and catch-up have happened
             if prefill[0] or catch_up.tokens:
                 self._record(start, None, RoundResult.empty(catch_up), 0, 0, prefill)

@@ -147,6 +147,10 @@ class ModelDrafter(Drafter):
         agreement = None
         if "agreement" in context.level_features:
             agreement = [self._agreement.of(requests[index], drafts[index].drafted) for index in asked.tolist()]
+        if context.after_level is not None:
+            unknown = [np.nan] * len(asked)
+            told = unknown if margin is None else margin, unknown if agreement is None else agreement
+            return context.after_level(depth, asked, *(np.asarray(own, dtype=np.float64) for own in told))
         return context.new_lengths(draft_level(depth, asked, tempered, margin, context.level_features, agreement))
 
     def commit(self, request: Request, draft: Draft, path: tuple[int, ...]) -> None:

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..controllers import Controller
-from .controller_answers import ask_verify_lengths, checked_new_lengths, wanted_features
+from ..controllers import Controller, Decision
+from ..controllers.controller import Looks
+from .controller_answers import ask_verify_lengths, checked_looks, checked_new_lengths, wanted_features
 from .drafter import Draft, DraftContext, Drafter
 from .forward_batch import Segment, build_batch
 from .kv_cache import KVCache
@@ -94,19 +95,19 @@ class Speculator:
         synchronize(self.target.device)
         return CatchUp(tokens, time.perf_counter() - start)
 
-    def run(self, requests: Sequence[Request], lengths: NDArray[np.int64], draw: int, catch_up: CatchUp) -> RoundResult:
-        """Draft ``lengths[i]`` tokens for each request, verify all in one pass, and update both caches.
+    def run(self, requests: Sequence[Request], decision: Decision, draw: int, catch_up: CatchUp) -> RoundResult:
+        """Draft as many tokens for each request as was decided, verify all in one pass, and update both caches.
 
         ``catch_up`` is what `catch_up` has done for this round. Raises `ControllerError`, and commits nothing, if an
         answer of the controller on the way is none.
         """
         sampling = RowSampling.of([request.params for request in requests], [request.seed for request in requests])
-        width = int(lengths.max()) + 1
+        width = int(decision.num_speculative_tokens.max()) + 1
         noise = RoundNoise(requests, sampling, width, self.vocab_size, self.target.device) if self.coupled else None
         start = time.perf_counter()
-        drafts = self._draft(requests, lengths, sampling, noise, draw)
+        drafts = self._draft(requests, decision, sampling, noise, draw)
         drafted = time.perf_counter()
-        sent = self._trimmed(drafts)
+        sent = self._trimmed(drafts, decision.looks or self.controller)
         trimmed = time.perf_counter()
         verdicts, trees = self._verify(requests, sent, sampling, noise, draw)
         verified = time.perf_counter()
@@ -128,37 +129,45 @@ class Speculator:
     def _draft(
         self,
         requests: Sequence[Request],
-        lengths: NDArray[np.int64],
+        decision: Decision,
         sampling: RowSampling,
         noise: RoundNoise | None,
         draw: int,
     ) -> list[Draft | None]:
         drafts: list[Draft | None] = [None] * len(requests)
+        lengths = decision.num_speculative_tokens
         speculating = np.flatnonzero(lengths)
         if self.drafter is not None and speculating.size:
-            context = self._draft_context(sampling, noise, speculating, draw)
+            context = self._draft_context(sampling, noise, speculating, draw, decision.looks)
             chosen = [requests[index] for index in speculating.tolist()]
             proposed = self.drafter.propose(chosen, lengths[speculating], context)
             for index, proposal in zip(speculating.tolist(), proposed, strict=True):
                 drafts[index] = proposal
         return drafts
 
-    def _trimmed(self, drafts: Sequence[Draft | None]) -> Sequence[Draft | None]:
-        """The drafts as far as the controller wants them verified."""
-        num_drafted = np.asarray(_depths(drafts))
+    def _trimmed(self, drafts: Sequence[Draft | None], asked: Controller | Looks) -> Sequence[Draft | None]:
+        """The drafts as far as who is ``asked`` wants them verified."""
         # In rejection mode a token that was seen and dropped would change the distribution.
-        if not (self.coupled and self.controller.trims and num_drafted.any()):
+        if not (self.coupled and asked.trims):
             return drafts
-        lengths = ask_verify_lengths(self.controller, num_drafted)
+        num_drafted = np.asarray(_depths(drafts))
+        if not num_drafted.any():
+            return drafts
+        lengths = ask_verify_lengths(asked, num_drafted)
         return [
             None if draft is None else draft.trimmed(length)
             for draft, length in zip(drafts, lengths.tolist(), strict=True)
         ]
 
     def _draft_context(
-        self, sampling: RowSampling, noise: RoundNoise | None, speculating: NDArray[np.int64], draw: int
+        self,
+        sampling: RowSampling,
+        noise: RoundNoise | None,
+        speculating: NDArray[np.int64],
+        draw: int,
+        looks: Looks | None,
     ) -> DraftContext:
-        asked_levels = self.controller.asked_levels
+        asked_levels = self.controller.asked_levels if looks is None else looks.levels
         features = wanted_features(self.controller) if asked_levels else frozenset[str]()
         shared = None if noise is None else lambda rows, depth: noise.at(speculating[rows], depth)
         return DraftContext(
@@ -166,9 +175,10 @@ class Speculator:
             draw=draw,
             shared_noise=None if self.greedy_drafts else shared,
             new_lengths=checked_new_lengths(self.controller, speculating),
+            after_level=None if looks is None else checked_looks(looks, speculating),
             asked_levels=asked_levels,
             level_features=features,
-            asks_last_level=self.coupled and self.controller.trims,
+            asks_last_level=self.coupled and (looks or self.controller).trims,
         )
 
     def _verify(

@@ -13,6 +13,7 @@ from ..controllers.compiled import (
     verify_curve,
     write_features,
 )
+from ..controllers.controller import BoolArray
 from ..controllers.cost_table import CostTable
 from ..controllers.price_rule import RoundSeconds
 from ..controllers.round_kernel import Drafting, history_chances, look
@@ -69,9 +70,28 @@ def priced_lengths(
     if looks == 0 or not recording.tells:
         return planned, planned.copy(), planned.copy(), 0, 0
     lengths[planned == 0] = 0
-    begun, trims = np.array([spent + seconds.fixed]), np.zeros(1, dtype=np.bool_)
+    spent += seconds.fixed
+    return looked_at(recording, at, prior, noisy, lengths, planned, seconds, spent, max_length, price, looks)
+
+
+@compiled
+def looked_at(
+    recording: Recording,
+    at: IntArray,
+    prior: FloatArray,
+    noisy: BoolArray,
+    lengths: IntArray,
+    planned: IntArray,
+    seconds: RoundSeconds,
+    spent: float,
+    max_length: int,
+    price: float,
+    looks: int,
+) -> tuple[IntArray, IntArray, IntArray, int, int]:
+    """`priced_lengths` of a round with looks, from its first level on; ``lengths``: at most, ``planned``: so far."""
+    begun, trims = np.array([spent]), np.zeros(1, dtype=np.bool_)
     drafting = Drafting(prior, prior.copy(), noisy, lengths, lengths.copy(), planned, begun, trims)
-    active, told = np.flatnonzero(lengths), np.empty((batch, 2), dtype=np.float32)
+    active, told = np.flatnonzero(lengths), np.empty((len(at), 2), dtype=np.float32)
     depth = asked = 0
     while len(active) > 0 and depth < looks:
         active = active[lengths[active] > depth + 1]
@@ -85,6 +105,31 @@ def priced_lengths(
         found = look(drafting, active, told, depth, recording.carry, seconds, max_length, price)
         active = active[found > depth]
     return lengths, drafting.length, np.minimum(drafting.planned, drafting.length), depth, asked
+
+
+@compiled
+def held_round(
+    recording: Recording,
+    costs: CostTable,
+    at: IntArray,
+    context: IntArray,
+    temperature: FloatArray,
+    rate: FloatArray,
+    whole: IntArray,
+    lengths: IntArray,
+    action: FloatArray,
+) -> tuple[IntArray, IntArray, IntArray, int, int]:
+    """`priced_lengths` where the last decision holds: its ``lengths``, at most where it looks, which it does anew.
+
+    ``action``: a row of `Fleet.action`.
+    """
+    max_length, price, looks = int(action[0]), action[1], int(action[2])
+    if looks == 0 or not recording.tells or np.sum(lengths) == 0:
+        return lengths, lengths.copy(), lengths.copy(), 0, 0
+    seconds = round_prices(costs, len(at), float(context.max()), max_length)
+    prior, noisy = history_chances(recording.history_numbers, rate, whole, temperature), temperature > 0
+    spent = seconds.plain + seconds.noise * np.sum(noisy) + seconds.fixed
+    return looked_at(recording, at, prior, noisy, lengths, lengths.copy(), seconds, spent, max_length, price, looks)
 
 
 @compiled
@@ -133,8 +178,32 @@ def price_round(
         if len(own) > 0:
             for row in range(len(slots)):
                 fleet.held[e, slots[row]] = held[row]
+            lengths, drafted, verified, asked_levels, asked = held_round(
+                recording,
+                costs,
+                positions(recording, schedule, fleet, e, slots),
+                contexts(recording, schedule, fleet, e, slots),
+                temperatures(recording, schedule, fleet, e, slots),
+                fleet.rate[e][slots],
+                whole_drafts(fleet, e, slots),
+                own,
+                fleet.action[e],
+            )
             finish_round(
-                recording, schedule, fleet, costs, e, slots, own, own.copy(), own.copy(), 0, 0, False, False, price
+                recording,
+                schedule,
+                fleet,
+                costs,
+                e,
+                slots,
+                lengths,
+                drafted,
+                verified,
+                asked_levels,
+                asked,
+                False,
+                False,
+                price,
             )
             return
     lengths, drafted, verified, asked_levels, asked = priced_lengths(
@@ -152,9 +221,9 @@ def price_round(
         looks,
     )
     for row in range(len(slots)):
-        fleet.held[e, slots[row]] = lengths[row] if price > 0 else max_length
-    if looks > 0 and recording.tells:  # What a look has told does not hold.
-        fleet.phase[e] = 0
+        uncut = price == 0.0 or (looks > 0 and recording.tells and lengths[row] > 0)
+        fleet.held[e, slots[row]] = max_length if uncut else lengths[row]
+    fleet.action[e, 0], fleet.action[e, 1], fleet.action[e, 2] = max_length, price, looks
     finish_round(
         recording,
         schedule,

@@ -141,6 +141,8 @@ class Fleet(NamedTuple):
     """``[E]`` rounds since the last decision of one that is held for some rounds (`FleetConfig.hold`)."""
     held: IntArray
     """``[E, S]`` length that the last decision gave the request; -1: it has come since."""
+    action: FloatArray
+    """``[E, 3]`` what the last decision was: largest length, price, levels to look at."""
     history: FloatArray
     """``[E, HISTORY_SIZE]``."""
     prefill_seconds: FloatArray
@@ -187,6 +189,7 @@ class Fleet(NamedTuple):
             last_accepted=integers(slots),
             phase=integers(),
             held=integers(slots),
+            action=zeros(3),
             history=np.tile(new_history(), (engines, 1)),
             prefill_seconds=zeros(),
             weight=zeros(),

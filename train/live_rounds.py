@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from specpilot.controllers import KINDS, Controller, CostSurface, Decision, DraftLevel, RoundOutcome, RoundState
-from specpilot.controllers.controller import IntArray
+from specpilot.controllers.controller import FloatArray, IntArray, Looks
 from specpilot.controllers.round_overhead import NO_OVERHEAD, RoundWork
 from specpilot.engine import Engine
 from specpilot.train.overhead_fit import MeasuredRounds
@@ -48,7 +48,7 @@ class WatchedController(Controller):
         self.num_asked_levels, self.num_asked = 0, 0
         decision = self.inner.decide(state)
         self._follow()
-        return decision
+        return decision if decision.looks is None else replace(decision, looks=WatchedLooks(self, decision.looks))
 
     def _follow(self) -> None:
         self.asked_levels, self.trims = self.inner.asked_levels, self.inner.trims
@@ -67,6 +67,26 @@ class WatchedController(Controller):
     def observe(self, outcome: RoundOutcome) -> None:
         """See `Controller.observe`."""
         self.inner.observe(outcome)
+
+
+class WatchedLooks:
+    """Answers as ``inner`` does, and lets its controller note what it is asked."""
+
+    def __init__(self, watch: WatchedController, inner: Looks) -> None:
+        self._watch, self._inner = watch, inner
+        self.levels, self.trims = inner.levels, inner.trims
+
+    def after(self, depth: int, requests: IntArray, margin: FloatArray, agreement: FloatArray) -> IntArray:
+        """See `Looks.after`."""
+        self._watch.num_asked_levels += 1
+        self._watch.num_asked += len(requests)
+        lengths = self._inner.after(depth, requests, margin, agreement)
+        self.trims = self._inner.trims
+        return lengths
+
+    def verified(self, num_drafted: IntArray) -> IntArray:
+        """See `Looks.verified`."""
+        return self._inner.verified(num_drafted)
 
 
 class RoundMeter:

@@ -231,20 +231,30 @@ def test_a_decision_holds_for_some_rounds_and_costs_and_notes_nothing_in_between
     assert len(decided) == 4
 
 
-def test_rounds_with_looks_do_not_hold() -> None:
-    own, rng = controller(FixedPolicy(Action(6, 1.0, 1)), moderate(), hold=4), np.random.default_rng(0)
-    for _ in range(6):
-        play(own, random_state(5, rng), rng)
-        assert own.plans
+def test_in_a_decision_with_looks_that_holds_the_same_requests_draft_and_looks_are_taken_anew() -> None:
+    own, rng = controller(FixedPolicy(Action(6, 1.0, 2)), moderate(), hold=3), np.random.default_rng(0)
+    decided, stopped = list[list[bool]](), 0
+    for _ in range(30):
+        state = random_state(5, rng)
+        before = list(own.history)
+        lengths, drafted, _ = play(own, state, rng)
+        assert own.asked_levels == 2
+        if own.plans:
+            decided.append([length > 0 for length in lengths])
+            continue
+        assert own.history == before
+        allowed = np.minimum(state.max_num_speculative_tokens, 6)
+        assert lengths == [most * drafts for most, drafts in zip(allowed.tolist(), decided[-1], strict=True)]
+        stopped += sum(lengths) - sum(drafted)
+    assert len(decided) == 10 and stopped > 0
+    assert any(not all(drafts) for drafts in decided) and any(map(any, decided))
 
 
 def test_who_comes_while_a_decision_holds_gets_what_the_others_have() -> None:
     held = HeldLengths(10)
     assert held.lengths("abcd") is None
-    held.note("abcd", [4, 2, 6, 0], holds=True)
+    held.note("abcd", [4, 2, 6, 0])
     assert held.lengths("abcd") == [4, 2, 6, 0]
     assert held.lengths("dcea") == [0, 6, 3, 4] and held.lengths("eac") == [3, 4, 6]
     assert held.lengths("abfg") is None  # Too many have come.
     assert held.lengths("abcd") is None  # The decision that was due has failed.
-    held.note("ab", [1, 1], holds=False)
-    assert held.lengths("ab") is None  # The next round has to be decided anew.

@@ -12,7 +12,7 @@ from specpilot.controllers import Action, FixedPolicy, PricedController
 from specpilot.controllers import compiled as compiled_module
 from specpilot.controllers import round_kernel as kernel
 from specpilot.controllers.acceptance_table import AcceptanceTable
-from specpilot.controllers.batch_round import warm_up
+from specpilot.controllers.planned_round import warm_up
 from specpilot.controllers.price_rule import RoundSeconds
 from specpilot.tests.support.priced import controller, play, random_mlp, random_predictor, random_state
 from specpilot.tests.support.rounds import moderate
