@@ -6,6 +6,7 @@ Imported when a controller has such rounds: constant lengths need no compiler.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,8 @@ def warm_up() -> None:
     plan_lengths(chances, whole, 0 * whole, sure, sure, seconds, 1.0, 1, 1.0, 0)
     drafting = Drafting(chances, chances.copy(), sure, whole, whole.copy(), whole.copy(), np.ones(1), sure[:1].copy())
     look(drafting, whole - 1, told, 1, 0.5, seconds, 1, 1.0)
-    look_by_table(drafting, whole - 1, table, 0 * whole, numbers, numbers, 1, 0.5, seconds, 1, 1.0)
+    told_once: tuple[Any, ...] = (table, 0 * whole, 0.5, 1, 1.0, *drafting, *seconds)
+    look_by_table(1, whole - 1, numbers, numbers, *told_once)
 
 
 def history_chances(logistics: HistoryLogistics, state: RoundState) -> FloatArray:
@@ -116,26 +118,18 @@ class PlannedRound:
         begun, trims = np.asarray([spent + self._fixed]), np.zeros(1, dtype=np.bool_)
         self._drafting = Drafting(chances, chances.copy(), noisy, bound, bound.copy(), planned, begun, trims)
         self._temperature = state.temperature
-        if self._predictor.table is not None:
-            self._rows = self._predictor.table.rows(state.temperature)
+        predictor, table = self._predictor, self._predictor.table
+        if table is not None:
+            rows = table.rows(state.temperature)  # May replace the table's chances.
+            rule = table.chances, rows, predictor.carry, self._max_length, self._price
+            self._told_once: tuple[Any, ...] = (*rule, *self._drafting, *self._seconds)
 
     def after(self, depth: int, requests: IntArray, margin: FloatArray, agreement: FloatArray) -> IntArray:
         """See `Looks.after`; for a predictor with a table."""
         predictor = self._predictor
-        assert predictor.table is not None
-        found: IntArray = look_by_table(
-            self._drafting,
-            requests,
-            predictor.table.chances,
-            self._rows,
-            margin if predictor.reads_margin else np.zeros(len(requests)),
-            agreement if predictor.reads_agreement else np.zeros(len(requests)),
-            depth,
-            predictor.carry,
-            self._seconds,
-            self._max_length,
-            self._price,
-        )
+        read = margin if predictor.reads_margin else np.zeros(len(requests))
+        agreed = agreement if predictor.reads_agreement else np.zeros(len(requests))
+        found: IntArray = look_by_table(depth, requests, read, agreed, *self._told_once)
         if len(found) < len(requests):
             _complain({"margin": margin, "agreement": agreement}, predictor)
         self.trims = self._drafting.trims.item()

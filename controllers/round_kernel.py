@@ -156,20 +156,41 @@ def look(
 
 @compiled
 def look_by_table(
-    drafting: Drafting,
+    depth: int,
     requests: IntArray,
-    chances: NDArray[np.float32],
-    rows: IntArray,
     margin: FloatArray,
     agreement: FloatArray,
-    depth: int,
+    chances: NDArray[np.float32],
+    rows: IntArray,
     carry: float,
-    seconds: RoundSeconds,
     max_length: int,
     price: float,
+    prior: FloatArray,
+    chance: FloatArray,
+    noisy: BoolArray,
+    bound: IntArray,
+    length: IntArray,
+    planned: IntArray,
+    spent: FloatArray,
+    trims: BoolArray,
+    plain: float,
+    draft: FloatArray,
+    curve: FloatArray,
+    fixed: float,
+    per_level: float,
+    noise: float,
+    stop: float,
+    look_seconds: float,
+    answer: float,
 ) -> IntArray:
-    """`look` with `look_up`; ``rows`` ``[B]``. Returns none where margin or agreement is NaN."""
+    """`look` with `look_up`; ``rows`` ``[B]``. Returns none where margin or agreement is NaN.
+
+    The fields of `Drafting`, from ``prior`` on, and of `RoundSeconds`, from ``plain`` on, come one by one: handing
+    over a named tuple takes half as long as the whole look.
+    """
     told = look_up(chances, rows[requests], margin, agreement, depth)
     if np.isnan(np.sum(told)):
         return requests[:0]
+    drafting = Drafting(prior, chance, noisy, bound, length, planned, spent, trims)
+    seconds = RoundSeconds(plain, draft, curve, fixed, per_level, noise, stop, look_seconds, answer)
     return look(drafting, requests, told, depth, carry, seconds, max_length, price)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..controllers.compiled import compiled
 from .drafter import Draft
 from .token_tree import TokenTree
 
@@ -42,7 +43,7 @@ class ChosenTokens:
     ) -> ChosenTokens:
         """Take the best of ``scores`` ``[A, vocab_size]``; the margin comes at almost no cost with them."""
         if num_candidates == 1 and scores.device.type == "cpu":
-            tokens, margin = _best_on_cpu(scores.numpy(), with_margin)
+            tokens, margin = _best_on_cpu(np.ascontiguousarray(scores.numpy()), with_margin)
             return cls(rows, tokens, None, probabilities, drawn, margin)
         if num_candidates == 1 and not with_margin:
             return cls(rows, scores.argmax(-1, keepdim=True), None, probabilities, drawn)
@@ -65,22 +66,28 @@ class ChosenTokens:
 
 
 def _best_on_cpu(scores: NDArray[np.float32], with_margin: bool) -> tuple[torch.Tensor, NDArray[np.float64] | None]:
-    """Tokens ``[A, 1]`` and margins ``[A]``. NumPy's arg max takes a fifth of torch's, a tenth of its top-k."""
-    tokens = scores.argmax(axis=1)
+    """Tokens ``[A, 1]`` and margins ``[A]``. NumPy's arg max takes a fifth of torch's."""
     if not with_margin:
-        return torch.from_numpy(tokens[:, None]), None
-    if len(scores) == 1:  # Plain indices take half as long as arrays of them.
-        row, token = scores[0], tokens.item()
-        best = row[token]
-        row[token] = -np.inf
-        second, row[token] = row.max(), best
-        return torch.from_numpy(tokens[:, None]), np.asarray([float(best) - float(second)])
-    rows = np.arange(len(scores))
-    best = scores[rows, tokens]
-    scores[rows, tokens] = -np.inf
-    margins = best.astype(np.float64) - scores.max(axis=1)
-    scores[rows, tokens] = best
+        return torch.from_numpy(scores.argmax(axis=1)[:, None]), None
+    tokens, margins = np.empty(len(scores), dtype=np.int64), np.empty(len(scores))
+    best_two(scores, tokens, margins)
     return torch.from_numpy(tokens[:, None]), margins
+
+
+@compiled
+def best_two(scores: NDArray[np.float32], tokens: NDArray[np.int64], margins: NDArray[np.float64]) -> None:
+    """The first best of each row of ``scores`` ``[A, vocab_size]`` and its distance to the second best."""
+    for row in range(len(scores)):
+        best = second = np.float32(-np.inf)
+        token = 0
+        for place in range(scores.shape[1]):
+            score = scores[row, place]
+            if score > second:
+                if score > best:
+                    best, second, token = score, best, place
+                else:
+                    second = score
+        tokens[row], margins[row] = token, np.float64(best) - np.float64(second)
 
 
 @dataclass

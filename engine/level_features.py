@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ def draft_level(
     tempered: torch.Tensor,
     margin: NDArray[np.float64] | None,
     features: Collection[str],
-    agreement: Sequence[int] | None,
+    agreement: NDArray[np.float64],
 ) -> DraftLevel:
     """Describe the level ``depth`` of ``A`` requests.
 
@@ -34,7 +34,7 @@ def draft_level(
         requests,
         **known,
         margin=unknown if margin is None else margin,
-        agreement=unknown if agreement is None else np.array(agreement, dtype=np.float64),
+        agreement=agreement,
     )
 
 

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from .draft_growth import ChosenTokens, GrowingDraft
 from .drafter import Draft, DraftContext, Drafter
 from .forward_batch import ForwardBatch, Segment, build_batch, build_step
-from .level_features import draft_level
+from .level_questions import LevelQuestions
 from .models import ModelRunner
-from .ngram_index import TextAgreement
 from .noise import DRAFT_STREAM
 from .request import Request
 from .sampler import RowSampling, temper
+from .text_agreement import TextAgreement
 from .token_tree import TokenTree
 
 
@@ -45,22 +45,23 @@ class ModelDrafter(Drafter):
         self.catch_up_chunk = catch_up_chunk
         self.num_bytes = self.cache.num_bytes
         self._seen = [0] * num_slots  # committed tokens in the drafter's cache, per slot
-        self._agreement = TextAgreement()
+        self._agreement = TextAgreement(num_slots, slot_length)
 
     def start(self, request: Request) -> None:
         """See `Drafter.start`. The prompt itself is lag: nothing is computed until the first draft."""
         self._seen[request.slot] = 0
-        self._agreement.forget(request)
+        self._agreement.forget(request.slot)
 
     def forget(self, request: Request) -> None:
         """See `Drafter.forget`."""
         self._seen[request.slot] = 0
-        self._agreement.forget(request)
+        self._agreement.forget(request.slot)
 
     def move_slot(self, source: int, destination: int) -> None:
         """See `Drafter.move_slot`."""
         self.cache.move_slot(source, destination, self._seen[source])
         self._seen[destination] = self._seen[source]
+        self._agreement.move_slot(source, destination)
 
     def lag(self, request: Request) -> int:
         """See `Drafter.lag`."""
@@ -92,12 +93,14 @@ class ModelDrafter(Drafter):
         out before them, and what only some rounds need is skipped in the others.
         """
         drafts = [GrowingDraft([request.token_ids[-1]]) for request in requests]
-        active, pending, step = np.arange(len(requests)), list[ChosenTokens](), None
-        lengths, bound = lengths.copy(), lengths
-        shortest = 0 if context.asked_levels else int(lengths.min())  # until there all go on, unasked
+        active, levels, step = np.arange(len(requests)), list[ChosenTokens](), None
+        questions, shortest = None, int(lengths.min())  # until there all go on, unasked
+        if context.asked_levels:
+            questions, shortest = LevelQuestions(context, requests, lengths, self._agreement), 0
+        lengths, longest = lengths.copy(), int(lengths.max())
         logits = self._first_level(requests)
-        for depth in range(1, int(bound.max()) + 1):
-            asks = depth <= context.asked_levels
+        for depth in range(1, longest + 1):
+            asks = questions is not None and depth <= context.asked_levels
             everyone = context.sampling.all_greedy or len(active) == len(requests)
             sampling = context.sampling if everyone else context.sampling.take(active)
             known = logits if logits.shape[1] == self.vocab_size else logits[:, : self.vocab_size]
@@ -107,51 +110,23 @@ class ModelDrafter(Drafter):
             drawn = sampling.temperature > 0
             with_margin = asks and "margin" in context.level_features
             chosen = ChosenTokens.choose(active, scores, self.num_candidates, probability, drawn, with_margin)
-            pending.append(chosen)
-            if depth < shortest:
-                step = self._next_step(step, requests, active, None, depth, chosen.tokens[:, 0])
-                logits = self.runner.forward(step, self.cache)
-                continue
-            able = bound[active] > depth if asks else None
-            if able is not None and (context.asks_last_level or able.any()):
-                if "agreement" in context.level_features:
-                    _add_levels(pending, drafts)
-                asked, margin = active, chosen.margin
-                if not (context.asks_last_level or able.all()):
-                    asked, tempered = active[able], tempered[torch.from_numpy(able).to(tempered.device)]
-                    margin = None if margin is None else margin[able]
-                told = self._ask(context, depth, requests, drafts, asked, tempered, margin)
-                lengths[asked] = np.minimum(told, bound[asked])
-            going = lengths[active] > depth
-            if not going.any():
-                break
-            step = self._next_step(step, requests, active, going, depth, chosen.tokens[:, 0])
-            active = active[going]
-            if depth >= context.asked_levels:
-                shortest = int(lengths[active].min())
+            levels.append(chosen)
+            tokens = chosen.tokens[:, 0]
+            if depth >= shortest:
+                if asks and questions is not None:
+                    lengths[active] = questions.after(depth, active, chosen, tempered)
+                going = lengths[active] > depth
+                if not going.all():
+                    active, tokens, step = active[going], tokens[torch.from_numpy(going)], None
+                if not len(active):
+                    break
+                if depth >= context.asked_levels:
+                    shortest = int(lengths[active].min())
+            step = self._next_step(step, requests, active, depth, tokens)
             logits = self.runner.forward(step, self.cache)
-        _add_levels(pending, drafts)
+        for level in levels:
+            level.add_to(drafts)
         return [draft.finish() for draft in drafts]
-
-    def _ask(
-        self,
-        context: DraftContext,
-        depth: int,
-        requests: Sequence[Request],
-        drafts: Sequence[GrowingDraft],
-        asked: NDArray[np.int64],
-        tempered: torch.Tensor,
-        margin: NDArray[np.float64] | None,
-    ) -> NDArray[np.int64]:
-        """The controller's answer for the requests ``asked`` ``[A]``, of which the tensors' rows are."""
-        agreement = None
-        if "agreement" in context.level_features:
-            agreement = [self._agreement.of(requests[index], drafts[index].drafted) for index in asked.tolist()]
-        if context.after_level is not None:
-            unknown = [np.nan] * len(asked)
-            told = unknown if margin is None else margin, unknown if agreement is None else agreement
-            return context.after_level(depth, asked, *(np.asarray(own, dtype=np.float64) for own in told))
-        return context.new_lengths(draft_level(depth, asked, tempered, margin, context.level_features, agreement))
 
     def commit(self, request: Request, draft: Draft, path: tuple[int, ...]) -> None:
         """See `Drafter.commit`: what the drafter fed itself stays valid as far as its main chain was accepted."""
@@ -184,16 +159,12 @@ class ModelDrafter(Drafter):
         step: ForwardBatch | None,
         requests: Sequence[Request],
         active: NDArray[np.int64],
-        going: NDArray[np.bool_] | None,
         depth: int,
         tokens: torch.Tensor,
     ) -> ForwardBatch:
-        """Feed ``tokens`` ``[A]``, the level's first candidates, to those of the active that go on (None: to all)."""
-        if going is None or going.all():
-            if step is not None:
-                return step.advance(tokens)
-        else:
-            active, tokens = active[going], tokens[torch.from_numpy(going)]
+        """Feed ``tokens`` ``[A]`` to the ``active``; ``step``: their last one, if they were the same then."""
+        if step is not None:
+            return step.advance(tokens)
         chosen = [requests[index] for index in active.tolist()]
         contexts = [len(request.token_ids) + depth - 1 for request in chosen]
         slots = [request.slot for request in chosen]
@@ -216,9 +187,3 @@ class ModelDrafter(Drafter):
             positions = np.asarray([len(requests[index].token_ids) + depth - 1 for index in active])
             noise = sampling.noise(positions, self.vocab_size, tempered.device, DRAFT_STREAM, context.draw)
         return tempered if noise is None else tempered + noise
-
-
-def _add_levels(pending: list[ChosenTokens], drafts: Sequence[GrowingDraft]) -> None:
-    for level in pending:
-        level.add_to(drafts)
-    pending.clear()

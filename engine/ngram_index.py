@@ -1,10 +1,8 @@
-"""Where each few tokens of a text last occurred, and whether drafts agree with what followed them."""
+"""Where each few tokens of a text last occurred."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from .request import Request
 
 
 class NgramIndex:
@@ -42,31 +40,3 @@ class NgramIndex:
             if position is not None:
                 return position
         return None
-
-
-class TextAgreement:
-    """The feature ``agreement`` of `controllers.DraftLevel`: one index per request, made when first asked for."""
-
-    def __init__(self) -> None:
-        self._indexes: dict[str, NgramIndex] = {}
-
-    def forget(self, request: Request) -> None:
-        """A request came or left."""
-        self._indexes.pop(request.request_id, None)
-
-    def of(self, request: Request, drafted: Sequence[int]) -> int:
-        """1 if the last of the ``drafted`` tokens is what the text suggests, -1 if another, 0 if it suggests none.
-
-        The suffix that is looked up spans committed and drafted tokens; its earlier occurrence and the token after
-        that are committed.
-        """
-        text = request.token_ids
-        index = self._indexes.get(request.request_id)
-        if index is None:
-            index = self._indexes[request.request_id] = NgramIndex()
-        index.update(text)
-        longest = index.sizes[0]
-        follower = index.lookup([*text[-longest:], *drafted[:-1]][-longest:])
-        if follower is None:
-            return 0
-        return 1 if text[follower] == drafted[-1] else -1

@@ -69,7 +69,7 @@ def test_features_are_their_definitions() -> None:
     scores = tempered + torch.randn(6, 50, generator=generator)
     chosen = ChosenTokens.choose(np.arange(6), scores, 1, None, np.zeros(6, dtype=np.bool_), with_margin=True)
     assert (chosen.tokens[:, 0] == scores.argmax(-1)).all()
-    level = draft_level(2, np.arange(6), tempered, chosen.margin, LEVEL_FEATURES, [1, 0, -1, 0, 1, 1])
+    level = draft_level(2, np.arange(6), tempered, chosen.margin, LEVEL_FEATURES, np.asarray([1.0, 0, -1, 0, 1, 1]))
     probability = torch.softmax(tempered.double(), -1).numpy()
     ordered = np.sort(scores.double().numpy(), axis=-1)
     assert level.top1_probability == pytest.approx(probability.max(-1), rel=1e-5)

@@ -109,7 +109,7 @@ def test_agreement_is_what_a_search_through_the_committed_text_finds(
         engine.add_request(prompt, params, request_id)
     while engine.has_work:
         engine.step()
-    assert not drafter._agreement._indexes and drafter.num_moves > 3
+    assert not drafter._agreement.num_known and drafter.num_moves > 3
     outputs = {request_id: engine.take_result(request_id) for request_id in ids}
     for (request_id, context, depth), value in controller.told.items():
         output = outputs[request_id]
@@ -130,4 +130,4 @@ def test_no_index_is_kept_unless_asked_for(micro_pair: Pair) -> None:
         engine = Engine(micro_pair, EngineConfig(max_model_len=64), controller)
         engine.add_request([1, 2, 3], SamplingParams(max_tokens=20))
         engine.step()
-        assert isinstance(engine.drafter, ModelDrafter) and not engine.drafter._agreement._indexes
+        assert isinstance(engine.drafter, ModelDrafter) and not engine.drafter._agreement.num_known

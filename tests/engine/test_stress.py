@@ -118,7 +118,7 @@ def test_nothing_is_lost(tiny_pair: Pair, drafter: str, verification: str, num_c
         assert not engine.drafter._indexes
     else:
         assert isinstance(engine.drafter, ModelDrafter) and len(engine.drafter._seen) == 7
-        assert not engine.drafter._agreement._indexes
+        assert not engine.drafter._agreement.num_known
 
     stats, outputs = engine.stats, list(books.results.values())
     assert (stats.num_requests, stats.num_finished, stats.num_refused) == (NUM_REQUESTS, NUM_REQUESTS, books.refused)
