@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..controllers import LEVEL_FEATURES, Controller, Decision, DraftLevel, RoundState
 from ..controllers.controller import FloatArray, IntArray, Looks
+from ..controllers.guard import GuardedLooks
 from .drafter import AfterLevel, NewLengths
 
 
@@ -62,6 +63,8 @@ def checked_new_lengths(controller: Controller, speculating: NDArray[np.int64]) 
 def checked_looks(looks: Looks, speculating: NDArray[np.int64]) -> AfterLevel:
     """`checked_new_lengths` for ``looks.after``."""
     everyone, after = _is_everyone(speculating), looks.after
+    if everyone and isinstance(looks, GuardedLooks):
+        return after  # Which has checked them.
 
     def after_level(depth: int, requests: IntArray, margin: FloatArray, agreement: FloatArray) -> IntArray:
         lengths = after(depth, requests if everyone else speculating[requests], margin, agreement)

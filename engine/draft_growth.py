@@ -30,6 +30,12 @@ class ChosenTokens:
     """``[A]`` which requests draw; the others are greedy."""
     margin: NDArray[np.float64] | None = None
     """``[A]`` difference of the two best scores, where it was asked for."""
+    first: NDArray[np.int64] | None = None
+    """``[A]`` the best candidates, where they are on the host anyway."""
+
+    def on_host(self) -> NDArray[np.int64]:
+        """``[A]`` the best candidates. Waits for the device."""
+        return self.tokens[:, 0].cpu().numpy() if self.first is None else self.first
 
     @classmethod
     def choose(
@@ -43,8 +49,8 @@ class ChosenTokens:
     ) -> ChosenTokens:
         """Take the best of ``scores`` ``[A, vocab_size]``; the margin comes at almost no cost with them."""
         if num_candidates == 1 and scores.device.type == "cpu":
-            tokens, margin = _best_on_cpu(np.ascontiguousarray(scores.numpy()), with_margin)
-            return cls(rows, tokens, None, probabilities, drawn, margin)
+            first, margin = _best_on_cpu(np.ascontiguousarray(scores.numpy()), with_margin)
+            return cls(rows, torch.from_numpy(first[:, None]), None, probabilities, drawn, margin, first)
         if num_candidates == 1 and not with_margin:
             return cls(rows, scores.argmax(-1, keepdim=True), None, probabilities, drawn)
         best, tokens = scores.topk(max(num_candidates, 2) if with_margin else num_candidates, dim=-1)
@@ -65,13 +71,15 @@ class ChosenTokens:
             drafts[index].add_level(tokens, self.probabilities[row] if known else None)  # type: ignore[index]
 
 
-def _best_on_cpu(scores: NDArray[np.float32], with_margin: bool) -> tuple[torch.Tensor, NDArray[np.float64] | None]:
-    """Tokens ``[A, 1]`` and margins ``[A]``. NumPy's arg max takes a fifth of torch's."""
+def _best_on_cpu(
+    scores: NDArray[np.float32], with_margin: bool
+) -> tuple[NDArray[np.int64], NDArray[np.float64] | None]:
+    """Tokens and margins ``[A]``. NumPy's arg max takes a fifth of torch's."""
     if not with_margin:
-        return torch.from_numpy(scores.argmax(axis=1)[:, None]), None
+        return scores.argmax(axis=1), None
     tokens, margins = np.empty(len(scores), dtype=np.int64), np.empty(len(scores))
     best_two(scores, tokens, margins)
-    return torch.from_numpy(tokens[:, None]), margins
+    return tokens, margins
 
 
 @compiled

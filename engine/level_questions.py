@@ -38,9 +38,10 @@ class LevelQuestions:
         not asked about, unless the controller wants to know of the last level too.
         """
         if self._drafted is not None:
-            self._drafted[rows, depth - 1] = chosen.tokens[:, 0].cpu().numpy()
+            self._drafted[rows, depth - 1] = chosen.on_host()
         if depth < self._shortest or self._context.asks_last_level:
-            return np.minimum(self._ask(depth, rows, tempered, chosen.margin), self._bound[rows])
+            bound = self._bound if len(rows) == len(self._bound) else self._bound[rows]
+            return np.minimum(self._ask(depth, rows, tempered, chosen.margin), bound)
         lengths, able = np.full(len(rows), depth), np.flatnonzero(self._bound[rows] > depth)
         if able.size:
             own, margin = rows[able], None if chosen.margin is None else chosen.margin[able]

@@ -116,10 +116,10 @@ class ModelDrafter(Drafter):
                 if asks and questions is not None:
                     lengths[active] = questions.after(depth, active, chosen, tempered)
                 going = lengths[active] > depth
-                if not going.all():
+                if False in going.tolist():  # Of a small batch the numbers take less time than calls of NumPy.
                     active, tokens, step = active[going], tokens[torch.from_numpy(going)], None
-                if not len(active):
-                    break
+                    if not len(active):
+                        break
                 if depth >= context.asked_levels:
                     shortest = int(lengths[active].min())
             step = self._next_step(step, requests, active, depth, tokens)

@@ -101,9 +101,8 @@ def levelled(blocks: Sequence[Block]) -> tuple[list[Block], float]:
 def overhead_of(blocks: Sequence[Block]) -> RoundOverhead:
     """The overhead by what was measured to find it.
 
-    What planning costs: rounds that plan against rounds that do not, verification left out. Asking: rounds with looks
-    against rounds that plan alone. Noise: rounds at temperature
-    1 against those at 0. Factors of prefill and catch-up: these phases over their passes. The rest: the phases of
+    What planning costs: rounds that plan against rounds that do not, verification left out. Asking: rounds with looks,
+    whose plan holds, against rounds that neither plan nor look. Noise: rounds at temperature 1 against those at 0. Factors of prefill and catch-up: these phases over their passes. The rest: the phases of
     rounds at temperature 0 that do not plan, less passes of their sizes.
     """
     known = {
@@ -164,7 +163,7 @@ def _beyond_drafts(block: Block, plan: Plan, own: LiveRound) -> float:
 
 
 def _without_asking(plan: Plan) -> Plan:
-    return plan._replace(looks=0)
+    return plan._replace(looks=0, planned=False)
 
 
 def _without_planning(plan: Plan) -> Plan:

@@ -30,6 +30,8 @@ WARM_UP, COUNTED = 3, 6
 """Rounds of each plan in a block, one after the other, and how many after the first few count: code and weights that
 were not used a moment ago are not in the processor's caches, and a controller that asks does so round after round."""
 ROUNDS = WARM_UP + COUNTED
+HELD_ROUNDS = 1000
+"""More than a block has."""
 NO_PRICE = 1e-9
 """Of a second: nothing is worth stopping for."""
 MAX_PROMPT = 96
@@ -178,4 +180,5 @@ class CleanRounds:
 def _planning_controller(engine: Engine, surface: CostSurface, plan: Plan) -> Controller:
     most, slots = engine.config.max_num_speculative_tokens, engine.cache.num_slots
     policy = FixedPolicy(Action(plan.length, NO_PRICE, plan.looks))
-    return PricedController(policy, trusting_predictor(), surface, most, slots, engine.max_model_len)
+    hold = HELD_ROUNDS if plan.looks else 1  # What looks cost is measured without planning, which is known then.
+    return PricedController(policy, trusting_predictor(), surface, most, slots, engine.max_model_len, hold)

@@ -20,6 +20,7 @@ from specpilot.tests.support.rounds import moderate
 COMPILED: tuple[Any, ...] = (
     kernel.look_up,
     kernel.look,
+    kernel.look_by_table,
     kernel.state_chances,
     compiled_module.plan_lengths,
     compiled_module.write_features,

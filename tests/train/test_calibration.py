@@ -56,7 +56,7 @@ def synthetic_round(
         asked_levels=plan.looks,
         asked=plan.looks * batch,
         noise_rows=(drafted + batch) * (plan.temperature > 0),
-        planned=int(plan.planned),
+        planned=int(plan.planned and not plan.looks),  # Where there are looks the plan holds.
     )
     verify = 3e-3 + 3e-4 * (batch * (1 + plan.verified)) ** 1.1
     passes = (plan.length * (7e-4 + 3e-5 * batch), verify, 2e-3 * moving, 3e-3 * moving)
