@@ -73,11 +73,6 @@ class AcceptanceTable:
         found = self.chances[rows, np.minimum(depths, DEPTHS - 1), (agreements + 1.5).astype(np.int64), step]
         return found[..., 0], found[..., 1]
 
-    def level_of_one(self, row: int, margin: float, agreement: float, depth: int) -> tuple[float, float]:
-        """The same for one token, where calls of NumPy would take longer than the look-up."""
-        at = row, min(depth, DEPTHS) - 1, int(agreement + 1.5), step_of(margin)
-        return self.chances.item(*at, 0), self.chances.item(*at, 1)
-
     def _add(self, keys: list[float]) -> None:
         new = sorted(set(keys) - set(self._rows))
         if not new:

@@ -14,13 +14,12 @@ from .acceptance import AcceptancePredictor
 from .acceptance_history import HistoryLogistics
 from .acceptance_table import DEPTHS, MARGINS
 from .action import Action, MissingFeatureError
-from .compiled import plan_lengths, write_features
-from .controller import LEVEL_FEATURES, BoolArray, DraftLevel, FloatArray, IntArray, RoundState
+from .compiled import write_features
+from .controller import LEVEL_FEATURES, DraftLevel, FloatArray, IntArray, RoundState
 from .cost_table import CostTable
 from .observation import HISTORY_SIZE, NUM_FEATURES
 from .price_rule import RoundSeconds
-from .round_costs import RoundCosts
-from .round_kernel import Drafting, look, look_by_table, state_chances
+from .round_kernel import Drafting, look, look_by_table, open_round_flat, state_chances
 
 
 @functools.cache
@@ -36,7 +35,7 @@ def warm_up() -> None:
     passes = np.ones((3, 4, 3))
     costs = CostTable(passes, passes, passes, passes, np.ones(11))
     write_features(features, whole, whole, numbers, numbers, numbers, 2, 0, 1.0, 0.0, 0.0, np.ones(HISTORY_SIZE), costs)
-    plan_lengths(chances, whole, 0 * whole, sure, sure, seconds, 1.0, 1, 1.0, 0)
+    open_round_flat(*costs, np.zeros((8, 6)), numbers, whole, whole, numbers, whole, whole, whole, 1, 1.0, 1, True)
     drafting = Drafting(chances, chances.copy(), sure, whole, whole.copy(), whole.copy(), np.ones(1), sure[:1].copy())
     look(drafting, whole - 1, told, 1, 0.5, seconds, 1, 1.0)
     told_once: tuple[Any, ...] = (table, 0 * whole, 0.5, 1, 1.0, *drafting, *seconds)
@@ -74,55 +73,47 @@ def round_features(state: RoundState, chances: FloatArray, history: list[float],
 class PlannedRound:
     """A round in which each request gets its own length; with looks also the engine's `Looks`."""
 
-    def __init__(self, costs: RoundCosts, action: Action, predictor: AcceptancePredictor, looks: int) -> None:
-        """``costs`` has been told of the round; ``looks``: levels after which the lengths are planned anew."""
+    def __init__(self, costs: CostTable, action: Action, predictor: AcceptancePredictor, looks: int) -> None:
+        """``looks``: levels after which the lengths are planned anew."""
         self.levels, self.trims = looks, False
-        self._predictor = predictor
-        self._fixed, self._seconds = costs.fixed, costs.seconds(action.max_length)
+        self._costs, self._predictor = costs, predictor
         self._max_length, self._price = int(action.max_length), float(action.price)
 
-    def plan(self, state: RoundState, chances: FloatArray, allowed: IntArray) -> IntArray:
-        """``[B]`` lengths. ``chances`` ``[B, D]`` by depth; ``allowed`` ``[B]``: most tokens.
+    def plan(self, state: RoundState, allowed: IntArray) -> IntArray:
+        """``[B]`` lengths; ``allowed`` ``[B]``: most tokens.
 
         In a round with looks those that draft are given all that is allowed: the looks say when to stop.
         """
-        noisy, seconds = state.temperature > 0, self._seconds
-        spent = self._spent(noisy)
-        drafted = np.zeros(len(allowed), dtype=np.int64)
-        planned: IntArray = plan_lengths(
-            chances, allowed, drafted, state.lag <= 1, noisy, seconds, spent, self._max_length, self._price, 0
-        )
-        if not self.levels:
-            return planned
-        bound = np.minimum(allowed, self._max_length) * (planned > 0)
-        self._begin(state, chances, noisy, bound, planned, spent)
-        return bound
+        return self._open(state, allowed, plans=True)
 
-    def begin(self, state: RoundState, chances: FloatArray, bound: IntArray) -> None:
+    def begin(self, state: RoundState, bound: IntArray) -> None:
         """A round with looks in which ``bound`` ``[B]`` is given: most tokens of those that draft, 0 of the others."""
-        noisy = state.temperature > 0
-        self._begin(state, chances, noisy, bound, bound.copy(), self._spent(noisy))
+        self._open(state, bound, plans=False)
 
-    def _spent(self, noisy: BoolArray) -> float:
-        return self._seconds.plain + self._seconds.noise * int(np.count_nonzero(noisy))
-
-    def _begin(
-        self,
-        state: RoundState,
-        chances: FloatArray,
-        noisy: BoolArray,
-        bound: IntArray,
-        planned: IntArray,
-        spent: float,
-    ) -> None:
-        begun, trims = np.asarray([spent + self._fixed]), np.zeros(1, dtype=np.bool_)
-        self._drafting = Drafting(chances, chances.copy(), noisy, bound, bound.copy(), planned, begun, trims)
-        self._temperature = state.temperature
+    def _open(self, state: RoundState, allowed: IntArray, plans: bool) -> IntArray:
         predictor, table = self._predictor, self._predictor.table
-        if table is not None:
-            rows = table.rows(state.temperature)  # May replace the table's chances.
-            rule = table.chances, rows, predictor.carry, self._max_length, self._price
-            self._told_once: tuple[Any, ...] = (*rule, *self._drafting, *self._seconds)
+        self._drafting, self._seconds = open_round_flat(
+            *self._costs,
+            predictor.history.numbers,
+            state.acceptance_rate,
+            state.last_num_speculative_tokens,
+            state.last_accepted_length,
+            state.temperature,
+            state.lag,
+            state.context_length,
+            allowed,
+            self._max_length,
+            self._price,
+            self.levels,
+            plans,
+        )
+        if self.levels:
+            self._temperature = state.temperature
+            if table is not None:
+                rows = table.rows(state.temperature)  # May replace the table's chances.
+                rule = table.chances, rows, predictor.carry, self._max_length, self._price
+                self._told_once: tuple[Any, ...] = (*rule, *self._drafting, *self._seconds)
+        return self._drafting.bound
 
     def after(self, depth: int, requests: IntArray, margin: FloatArray, agreement: FloatArray) -> IntArray:
         """See `Looks.after`; for a predictor with a table."""

@@ -99,7 +99,7 @@ class PricedController(Controller):
         if action.price == 0:
             lengths = np.minimum(allowed, action.max_length)
         elif action.max_length > 0 and max(allowed.tolist()) > 0:
-            lengths = self._begin(action).plan(state, chances, allowed)
+            lengths = self._begin(action).plan(state, allowed)
         else:
             lengths = np.zeros(requests, dtype=np.int64)
         given: list[int] = lengths.tolist()
@@ -117,8 +117,7 @@ class PricedController(Controller):
         self._round, self.plans = None, False
         self._ask(self.action.asked_levels)
         if self.asked_levels and max(lengths.tolist()) > 0:
-            self._enter(state)
-            self._begin(self.action).begin(state, self._chances(state), lengths)
+            self._begin(self.action).begin(state, lengths)
         return Decision(lengths, self._looks())
 
     def _enter(self, state: RoundState) -> int:
@@ -155,7 +154,7 @@ class PricedController(Controller):
 
     def _begin(self, action: Action) -> PlannedRound:
         assert self._compiled is not None
-        self._round = self._compiled.PlannedRound(self._costs, action, self.predictor, self.asked_levels)
+        self._round = self._compiled.PlannedRound(self.costs, action, self.predictor, self.asked_levels)
         return self._round
 
     def new_lengths(self, level: DraftLevel) -> IntArray:

@@ -14,9 +14,19 @@ from numpy.typing import NDArray
 
 from .acceptance_history import LOWEST_RATE
 from .acceptance_table import DEPTHS
-from .compiled import compiled, plan_lengths, step_of
+from .compiled import compiled, interpolate, plain_round_seconds, plan_lengths, step_of, verify_curve
 from .controller import BoolArray, FloatArray, IntArray
-from .price_rule import RoundSeconds
+from .cost_table import CostTable
+from .price_rule import (
+    ANSWER,
+    ASKED,
+    DRAFTING,
+    LEVEL,
+    NOISE,
+    REQUEST_LEVEL,
+    VERIFIED,
+    RoundSeconds,
+)
 
 
 class Drafting(NamedTuple):
@@ -76,6 +86,102 @@ def state_chances(
     for row in range(len(drafted)):
         whole[row] = drafted[row] > 0 and accepted[row] == drafted[row]
     return history_chances(numbers, acceptance_rate, whole, temperature)
+
+
+@compiled
+def round_prices(costs: CostTable, requests: int, longest: float, max_length: int) -> RoundSeconds:
+    """What a round of so many ``requests`` can cost, its longest context being ``longest`` tokens.
+
+    More requests than the table knows cost what the most that it knows do.
+    """
+    batch, work = min(requests, len(costs.verify) - 1), costs.overhead
+    draft, verify = np.zeros(requests + 1), np.empty(costs.verify.shape[1])
+    for count in range(1, requests + 1):
+        drafting = batch if costs.drafts_whole_batch else min(count, batch)
+        draft[count] = interpolate(costs.draft, drafting, 1.0, longest) + work[REQUEST_LEVEL] * count
+    for tokens in range(len(verify)):
+        verify[tokens] = interpolate(costs.verify, batch, float(tokens), longest)
+    most = requests * max_length
+    curve = verify_curve(verify, batch, most) + work[VERIFIED] * np.arange(most + 1)
+    plain, stop = plain_round_seconds(costs, batch, longest), interpolate(costs.catch_up, 1, 1.0, longest)
+    fixed, per_level, noise = work[DRAFTING], work[LEVEL], work[NOISE]
+    return RoundSeconds(plain, draft, curve, fixed, per_level, noise, stop, work[ASKED], work[ANSWER])
+
+
+@compiled
+def open_round(
+    costs: CostTable,
+    numbers: FloatArray,
+    acceptance_rate: FloatArray,
+    last_drafted: IntArray,
+    last_accepted: IntArray,
+    temperature: FloatArray,
+    lag: IntArray,
+    context: IntArray,
+    allowed: IntArray,
+    max_length: int,
+    price: float,
+    looks: int,
+    plans: bool,
+) -> tuple[Drafting, RoundSeconds]:
+    """A round before its first level: each request's plan, and what it drafts at most (``bound``).
+
+    Arrays are ``[B]`` as of `RoundState`; ``allowed``: most tokens; ``numbers`` as of `state_chances`. ``plans``: False
+    where ``allowed`` is what was given to each and stays. In a round with looks those that draft may draft all that is
+    allowed: the looks say when to stop.
+    """
+    batch = len(allowed)
+    seconds = round_prices(costs, batch, float(context.max()), max_length)
+    prior = state_chances(numbers, acceptance_rate, last_drafted, last_accepted, temperature)
+    noisy, none = temperature > 0, np.zeros(batch, dtype=np.int64)
+    spent = seconds.plain + seconds.noise * np.sum(noisy)
+    bound = np.minimum(np.maximum(allowed, 0), max_length)
+    planned = bound
+    if plans:
+        planned = plan_lengths(prior, allowed, none, lag <= 1, noisy, seconds, spent, max_length, price, 0)
+        bound = np.where(planned > 0, bound, 0) if looks > 0 else planned
+    begun, trims = np.array([spent + seconds.fixed]), np.zeros(1, dtype=np.bool_)
+    return Drafting(prior, prior.copy(), noisy, bound, bound.copy(), planned.copy(), begun, trims), seconds
+
+
+@compiled
+def open_round_flat(
+    draft: FloatArray,
+    verify: FloatArray,
+    catch_up: FloatArray,
+    prefill: FloatArray,
+    overhead: FloatArray,
+    drafts_whole_batch: bool,
+    numbers: FloatArray,
+    acceptance_rate: FloatArray,
+    last_drafted: IntArray,
+    last_accepted: IntArray,
+    temperature: FloatArray,
+    lag: IntArray,
+    context: IntArray,
+    allowed: IntArray,
+    max_length: int,
+    price: float,
+    looks: int,
+    plans: bool,
+) -> tuple[Drafting, RoundSeconds]:
+    """`open_round` with the fields of a `CostTable` one by one: handing over a named tuple takes longer."""
+    costs = CostTable(draft, verify, catch_up, prefill, overhead, drafts_whole_batch)
+    return open_round(
+        costs,
+        numbers,
+        acceptance_rate,
+        last_drafted,
+        last_accepted,
+        temperature,
+        lag,
+        context,
+        allowed,
+        max_length,
+        price,
+        looks,
+        plans,
+    )
 
 
 @compiled
@@ -185,8 +291,8 @@ def look_by_table(
 ) -> IntArray:
     """`look` with `look_up`; ``rows`` ``[B]``. Returns none where margin or agreement is NaN.
 
-    The fields of `Drafting`, from ``prior`` on, and of `RoundSeconds`, from ``plain`` on, come one by one: handing
-    over a named tuple takes half as long as the whole look.
+    The fields of `Drafting`, from ``prior`` on, and of `RoundSeconds`, from ``plain`` on, come one by one, as of
+    `open_round_flat`.
     """
     told = look_up(chances, rows[requests], margin, agreement, depth)
     if np.isnan(np.sum(told)):

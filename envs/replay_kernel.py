@@ -4,19 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..controllers.compiled import (
-    compiled,
-    interpolate,
-    new_history,
-    plain_round_seconds,
-    plan_lengths,
-    verify_curve,
-    write_features,
-)
-from ..controllers.controller import BoolArray
+from ..controllers.compiled import compiled, new_history, write_features
 from ..controllers.cost_table import CostTable
-from ..controllers.price_rule import RoundSeconds
-from ..controllers.round_kernel import Drafting, history_chances, look
+from ..controllers.round_kernel import history_chances, look, open_round
 from .replay_queue import begin
 from .replay_requests import contexts, gather, positions, temperatures, whole_drafts
 from .replay_round import finish_round
@@ -24,76 +14,49 @@ from .replay_state import Fleet, FloatArray, IntArray, Recording, Schedule
 
 
 @compiled
-def round_prices(costs: CostTable, batch: int, longest: float, max_length: int) -> RoundSeconds:
-    """What a round can cost: `controllers.round_costs.RoundCosts.seconds`."""
-    draft, work = np.zeros(batch + 1), costs.overhead
-    verify = np.empty(costs.verify.shape[1])
-    for count in range(1, batch + 1):
-        drafting = batch if costs.drafts_whole_batch else count
-        draft[count] = interpolate(costs.draft, drafting, 1.0, longest) + work[3] * count
-    for tokens in range(len(verify)):
-        verify[tokens] = interpolate(costs.verify, batch, float(tokens), longest)
-    curve = verify_curve(verify, batch, batch * max_length) + work[4] * np.arange(batch * max_length + 1)
-    stop = interpolate(costs.catch_up, 1, 1.0, longest)
-    plain = plain_round_seconds(costs, batch, longest)
-    return RoundSeconds(plain, draft, curve, work[8], work[2], work[7], stop, work[5], work[6])
-
-
-@compiled
 def priced_lengths(
     recording: Recording,
+    schedule: Schedule,
+    fleet: Fleet,
     costs: CostTable,
-    at: IntArray,
-    context: IntArray,
-    lag: IntArray,
-    temperature: FloatArray,
-    rate: FloatArray,
-    whole: IntArray,
+    e: int,
+    slots: IntArray,
     allowed: IntArray,
     max_length: int,
     price: float,
     looks: int,
+    plans: bool,
 ) -> tuple[IntArray, IntArray, IntArray, int, int]:
     """Play a round by the price rule: lengths, drafted and verified tokens ``[B]``, levels asked, answers asked for.
 
-    The lines of `controllers.priced.PricedController`, with the recording in the drafter's place. ``whole`` ``[B]`` as
-    of `whole_drafts`.
+    The lines of `controllers.priced.PricedController`, with the recording in the drafter's place. ``plans``: False
+    where a decision holds, and ``allowed`` ``[B]`` is what it gave.
     """
-    batch = len(at)
     lengths = np.minimum(np.maximum(allowed, 0), max_length)
     if price == 0.0 or np.sum(lengths) == 0:  # A constant length.
         return lengths, lengths.copy(), lengths.copy(), 0, 0
-    seconds = round_prices(costs, batch, float(context.max()), max_length)
-    prior, noisy = history_chances(recording.history_numbers, rate, whole, temperature), temperature > 0
-    drafted, spent = np.zeros(batch, dtype=np.int64), seconds.plain + seconds.noise * np.sum(noisy)
-    planned = plan_lengths(prior, allowed, drafted, lag <= 1, noisy, seconds, spent, max_length, price, 0)
-    if looks == 0 or not recording.tells:
-        return planned, planned.copy(), planned.copy(), 0, 0
-    lengths[planned == 0] = 0
-    spent += seconds.fixed
-    return looked_at(recording, at, prior, noisy, lengths, planned, seconds, spent, max_length, price, looks)
-
-
-@compiled
-def looked_at(
-    recording: Recording,
-    at: IntArray,
-    prior: FloatArray,
-    noisy: BoolArray,
-    lengths: IntArray,
-    planned: IntArray,
-    seconds: RoundSeconds,
-    spent: float,
-    max_length: int,
-    price: float,
-    looks: int,
-) -> tuple[IntArray, IntArray, IntArray, int, int]:
-    """`priced_lengths` of a round with looks, from its first level on; ``lengths``: at most, ``planned``: so far."""
-    begun, trims = np.array([spent]), np.zeros(1, dtype=np.bool_)
-    drafting = Drafting(prior, prior.copy(), noisy, lengths, lengths.copy(), planned, begun, trims)
-    active, told = np.flatnonzero(lengths), np.empty((len(at), 2), dtype=np.float32)
+    levels = looks if recording.tells else 0
+    if levels == 0 and not plans:
+        return allowed, allowed.copy(), allowed.copy(), 0, 0
+    drafting, seconds = open_round(
+        costs,
+        recording.history_numbers,
+        fleet.rate[e][slots],
+        fleet.last_drafted[e][slots],
+        fleet.last_accepted[e][slots],
+        temperatures(recording, schedule, fleet, e, slots),
+        fleet.lag[e][slots],
+        contexts(recording, schedule, fleet, e, slots),
+        allowed,
+        max_length,
+        price,
+        levels,
+        plans,
+    )
+    at, lengths = positions(recording, schedule, fleet, e, slots), drafting.bound
+    active, told = np.flatnonzero(lengths), np.empty((len(slots), 2), dtype=np.float32)
     depth = asked = 0
-    while len(active) > 0 and depth < looks:
+    while len(active) > 0 and depth < levels:
         active = active[lengths[active] > depth + 1]
         if len(active) == 0:
             break
@@ -105,31 +68,6 @@ def looked_at(
         found = look(drafting, active, told, depth, recording.carry, seconds, max_length, price)
         active = active[found > depth]
     return lengths, drafting.length, np.minimum(drafting.planned, drafting.length), depth, asked
-
-
-@compiled
-def held_round(
-    recording: Recording,
-    costs: CostTable,
-    at: IntArray,
-    context: IntArray,
-    temperature: FloatArray,
-    rate: FloatArray,
-    whole: IntArray,
-    lengths: IntArray,
-    action: FloatArray,
-) -> tuple[IntArray, IntArray, IntArray, int, int]:
-    """`priced_lengths` where the last decision holds: its ``lengths``, at most where it looks, which it does anew.
-
-    ``action``: a row of `Fleet.action`.
-    """
-    max_length, price, looks = int(action[0]), action[1], int(action[2])
-    if looks == 0 or not recording.tells or np.sum(lengths) == 0:
-        return lengths, lengths.copy(), lengths.copy(), 0, 0
-    seconds = round_prices(costs, len(at), float(context.max()), max_length)
-    prior, noisy = history_chances(recording.history_numbers, rate, whole, temperature), temperature > 0
-    spent = seconds.plain + seconds.noise * np.sum(noisy) + seconds.fixed
-    return looked_at(recording, at, prior, noisy, lengths, lengths.copy(), seconds, spent, max_length, price, looks)
 
 
 @compiled
@@ -172,58 +110,22 @@ def price_round(
     allowed = np.minimum(left - 1, recording.chance.shape[1])
     phase = fleet.phase[e]
     fleet.phase[e] = (phase + 1) % hold
-    if phase > 0:
-        held = fleet.held[e][slots]
-        own = held_lengths(held, allowed)
-        if len(own) > 0:
-            for row in range(len(slots)):
-                fleet.held[e, slots[row]] = held[row]
-            lengths, drafted, verified, asked_levels, asked = held_round(
-                recording,
-                costs,
-                positions(recording, schedule, fleet, e, slots),
-                contexts(recording, schedule, fleet, e, slots),
-                temperatures(recording, schedule, fleet, e, slots),
-                fleet.rate[e][slots],
-                whole_drafts(fleet, e, slots),
-                own,
-                fleet.action[e],
-            )
-            finish_round(
-                recording,
-                schedule,
-                fleet,
-                costs,
-                e,
-                slots,
-                lengths,
-                drafted,
-                verified,
-                asked_levels,
-                asked,
-                False,
-                False,
-                price,
-            )
-            return
+    held = fleet.held[e][slots]
+    own = held_lengths(held, allowed) if phase > 0 else slots[:0]
+    decides = len(own) == 0
+    if decides:
+        own = allowed
+        fleet.action[e, 0], fleet.action[e, 1], fleet.action[e, 2] = max_length, price, looks
+    longest, rate, levels = int(fleet.action[e, 0]), fleet.action[e, 1], int(fleet.action[e, 2])
     lengths, drafted, verified, asked_levels, asked = priced_lengths(
-        recording,
-        costs,
-        positions(recording, schedule, fleet, e, slots),
-        contexts(recording, schedule, fleet, e, slots),
-        fleet.lag[e][slots],
-        temperatures(recording, schedule, fleet, e, slots),
-        fleet.rate[e][slots],
-        whole_drafts(fleet, e, slots),
-        allowed,
-        max_length,
-        price,
-        looks,
+        recording, schedule, fleet, costs, e, slots, own, longest, rate, levels, decides
     )
     for row in range(len(slots)):
-        uncut = price == 0.0 or (looks > 0 and recording.tells and lengths[row] > 0)
-        fleet.held[e, slots[row]] = max_length if uncut else lengths[row]
-    fleet.action[e, 0], fleet.action[e, 1], fleet.action[e, 2] = max_length, price, looks
+        if decides:
+            uncut = price == 0.0 or (looks > 0 and recording.tells and lengths[row] > 0)
+            held[row] = max_length if uncut else lengths[row]
+        fleet.held[e, slots[row]] = held[row]
+    planned = decides and price > 0
     finish_round(
         recording,
         schedule,
@@ -236,8 +138,8 @@ def price_round(
         verified,
         asked_levels,
         asked,
-        price > 0,
-        True,
+        planned,
+        decides,
         price,
     )
 

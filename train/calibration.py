@@ -102,7 +102,8 @@ def overhead_of(blocks: Sequence[Block]) -> RoundOverhead:
     """The overhead by what was measured to find it.
 
     What planning costs: rounds that plan against rounds that do not, verification left out. Asking: rounds with looks,
-    whose plan holds, against rounds that neither plan nor look. Noise: rounds at temperature 1 against those at 0. Factors of prefill and catch-up: these phases over their passes. The rest: the phases of
+    whose plan holds, against rounds that neither plan nor look. Noise: rounds at temperature 1 against those at 0.
+    Factors of prefill and catch-up: these phases over their passes. The rest: the phases of
     rounds at temperature 0 that do not plan, less passes of their sizes.
     """
     known = {

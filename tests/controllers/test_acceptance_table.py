@@ -9,6 +9,7 @@ from specpilot.controllers import AcceptancePredictor
 from specpilot.controllers.acceptance import LEVEL_INPUTS
 from specpilot.controllers.acceptance_history import HISTORY_DEPTHS, HISTORY_INPUTS
 from specpilot.controllers.acceptance_table import DEPTHS, MARGINS, MAX_TEMPERATURES, STEPS, AcceptanceTable
+from specpilot.controllers.round_kernel import look_up
 
 READ = ("margin", "agreement", "temperature", "depth", "log_margin", "log_agreement", "log_temperature", "log_depth")
 
@@ -63,25 +64,24 @@ def test_between_its_steps_the_table_is_near_the_network() -> None:
         np.testing.assert_allclose(found, expected, atol=0.02)
 
 
-def test_one_token_is_looked_up_as_many_are() -> None:
+def test_compiled_lines_look_up_the_same_chances() -> None:
     table, rng = predictor().table, np.random.default_rng(3)
     assert table is not None
-    temperature = np.asarray([0.0, 0.6, 1.0])
-    rows = table.rows(temperature)
-    for _ in range(200):
-        row, depth = int(rng.integers(3)), int(rng.integers(1, DEPTHS + 4))
-        margin, agreement = float(rng.exponential(4)), float(rng.integers(-1, 2))
-        many = table.level(rows[[row]], np.asarray([margin]), np.asarray([agreement]), depth)
-        assert table.level_of_one(int(rows[row]), margin, agreement, depth) == (many[0].item(), many[1].item())
+    rows = table.rows(np.asarray([0.0, 0.6, 1.0]))[rng.integers(0, 3, 200)]
+    margin, agreement = rng.exponential(4, 200), rng.integers(-1, 2, 200).astype(np.float64)
+    for depth in range(1, DEPTHS + 4):
+        expected = np.stack(table.level(rows, margin, agreement, depth), axis=1)
+        assert (look_up(table.chances, rows, margin, agreement, depth) == expected).all()
 
 
 @pytest.mark.parametrize("margin", [0.0, 15.9, 16.0, 40.0, float("inf")])
 def test_every_margin_has_a_place(margin: float) -> None:
     table = predictor().table
     assert table is not None
-    one = table.level_of_one(int(table.rows(np.zeros(1))[0]), margin, 0.0, 1)
-    assert all(0 <= chance <= 1 for chance in one)
-    assert table.level(np.zeros(1, dtype=np.int64), np.asarray([margin]), np.zeros(1), 1)[0].item() == one[0]
+    told = table.rows(np.zeros(1)), np.asarray([margin]), np.zeros(1), 1
+    found = look_up(table.chances, *told)
+    assert ((found >= 0) & (found <= 1)).all()
+    assert (np.stack(table.level(*told), axis=1) == found).all()
 
 
 def test_what_is_unknown_stays_unknown() -> None:
