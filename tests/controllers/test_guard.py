@@ -7,6 +7,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from specpilot.controllers import (
+    EVERY_LEVEL,
     Action,
     ConstantController,
     Controller,
@@ -28,6 +30,7 @@ from specpilot.controllers import (
     RoundState,
     load_controller,
 )
+from specpilot.controllers.controller import FloatArray, IntArray
 from specpilot.engine import Engine, EngineConfig, Pair, SamplingParams
 from specpilot.tests.support.controllers import TrimmingController
 from specpilot.tests.support.priced import controller
@@ -87,6 +90,29 @@ class Faulty(TrimmingController):
         self._answer("observe", np.zeros(1))
 
 
+class FaultyLooks(Faulty):
+    """The same, with what is answered between the levels in the hands of its decisions' `Looks`."""
+
+    def decide(self, state: RoundState) -> Decision:
+        return replace(super().decide(state), looks=Answers(self))
+
+
+class Answers:
+    """See `FaultyLooks`."""
+
+    levels, trims = EVERY_LEVEL, True
+
+    def __init__(self, own: Faulty) -> None:
+        self.own = own
+
+    def after(self, depth: int, requests: IntArray, margin: FloatArray, agreement: FloatArray) -> Any:
+        unknown = np.full(len(requests), np.nan)
+        return self.own.new_lengths(DraftLevel(depth, requests, unknown, unknown, margin, agreement))
+
+    def verified(self, num_drafted: IntArray) -> Any:
+        return self.own.verify_lengths(num_drafted)
+
+
 def serve(pair: Pair, prompts: list[list[int]], own: Controller, verification: str = "coupled") -> list[Any]:
     """Texts of requests at mixed temperatures, more of them than there are slots."""
     engine = Engine(pair, EngineConfig(max_num_seqs=3, max_model_len=256, verification=verification), own)
@@ -99,14 +125,15 @@ def serve(pair: Pair, prompts: list[list[int]], own: Controller, verification: s
     return [(output.token_ids, output.finish_reason, output.error) for output in outputs]
 
 
+@pytest.mark.parametrize("faulty", [Faulty, FaultyLooks])
 @pytest.mark.parametrize("kind", FAULTS)
 def test_faults_lose_no_request_change_no_text_are_counted_and_logged_once(
-    kind: str, pair: Pair, evaluation_prompts: list[list[int]], caplog: pytest.LogCaptureFixture
+    kind: str, faulty: type[Faulty], pair: Pair, evaluation_prompts: list[list[int]], caplog: pytest.LogCaptureFixture
 ) -> None:
     prompts = [prompt[:32] for prompt in evaluation_prompts[:4]]
     plain = serve(pair, prompts, ConstantController(0))
     settings = GuardSettings(budget_seconds=0.05, faults_in_a_row=10**9, probe_every=0)
-    inner = Faulty((kind,))
+    inner = faulty((kind,))
     guarded = GuardedController(inner, settings=settings)
     with caplog.at_level(logging.WARNING, "specpilot"):
         assert serve(pair, prompts, guarded) == plain
@@ -119,7 +146,7 @@ def test_faults_lose_no_request_change_no_text_are_counted_and_logged_once(
     assert report.faults["overrun"] >= inner.done["overrun"]
     assert 0 < report.fallback_rounds < report.rounds and report.fallback_rounds <= report.faults.total()
     said = [record.getMessage() for record in caplog.records]
-    assert len(said) == len(report.faults) and sum(f"Faulty: {kind} (" in line for line in said) == 1
+    assert len(said) == len(report.faults) and sum(f"{faulty.__name__}: {kind} (" in line for line in said) == 1
 
 
 def test_all_faults_at_once_change_no_text_on_many_short_rounds(tiny_pair: Pair) -> None:
