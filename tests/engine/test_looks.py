@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ class Detour(Controller):
 def test_the_engine_plays_the_same_rounds_with_and_without_the_detour(
     hold: int, guarded: bool, pair: Pair, evaluation_prompts: list[list[int]]
 ) -> None:
-    def serve(own: Controller) -> tuple[list[object], list[object]]:
+    def serve(own: Controller) -> tuple[list[Any], list[Any]]:
         engine = Engine(pair, EngineConfig(max_num_seqs=5, max_model_len=256), own)
         prompts = [prompt[:48] for prompt in evaluation_prompts[:9]]
         params = [replace(PARAMS, temperature=(0.0, 0.6, 1.0)[n % 3], seed=n) for n in range(9)]
@@ -68,7 +69,7 @@ def test_the_engine_plays_the_same_rounds_with_and_without_the_detour(
     direct = looking(hold)
     assert serve(GuardedController(direct) if guarded else direct) == expected
     assert detour.num_looks > 20 and detour.num_trims > 0
-    rounds = np.concatenate([np.stack(own) for own in expected[1]], axis=1)  # type: ignore[call-overload]
+    rounds = np.concatenate([np.stack(own) for own in expected[1]], axis=1)
     assert len(set(rounds[0])) > 3 and (rounds[0] > rounds[1]).any()
 
 
