@@ -22,11 +22,11 @@ PARAMS = SamplingParams(max_tokens=40, ignore_eos=True)
 
 def looking(hold: int) -> PricedController:
     """Plans with looks at margin and agreement; stops and trims by them."""
-    weights = random_predictor(3).weights
+    weights = random_predictor(5).weights
     weights["hidden_weight"][[0, 1, 6, 7]] = 0.0
     predictor = type(random_predictor())(weights)
     assert predictor.table is not None and set(predictor.level_features) == {"margin", "agreement"}
-    return controller(FixedPolicy(Action(6, 0.8, 4)), moderate(), predictor=predictor, max_context=256, hold=hold)
+    return controller(FixedPolicy(Action(6, 1.0, 4)), moderate(), predictor=predictor, max_context=256, hold=hold)
 
 
 class Detour(Controller):
