@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..controllers.compiled import compiled
 from .drafter import Draft
 from .token_tree import TokenTree
 
@@ -78,24 +77,10 @@ def _best_on_cpu(
     if not with_margin:
         return scores.argmax(axis=1), None
     tokens, margins = np.empty(len(scores), dtype=np.int64), np.empty(len(scores))
+    from .draft_kernel import best_two  # Here, because it loads the compiler.
+
     best_two(scores, tokens, margins)
     return tokens, margins
-
-
-@compiled
-def best_two(scores: NDArray[np.float32], tokens: NDArray[np.int64], margins: NDArray[np.float64]) -> None:
-    """The first best of each row of ``scores`` ``[A, vocab_size]`` and its distance to the second best."""
-    for row in range(len(scores)):
-        best = second = np.float32(-np.inf)
-        token = 0
-        for place in range(scores.shape[1]):
-            score = scores[row, place]
-            if score > second:
-                if score > best:
-                    best, second, token = score, best, place
-                else:
-                    second = score
-        tokens[row], margins[row] = token, np.float64(best) - np.float64(second)
 
 
 @dataclass

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from specpilot.controllers import Action, Controller, Decision, DraftLevel, FixedPolicy, PricedController, RoundState
 from specpilot.controllers.guard import GuardedController
 from specpilot.engine import ControllerError, Engine, EngineConfig, Pair, SamplingParams
-from specpilot.engine.draft_growth import best_two
+from specpilot.engine.draft_kernel import best_two
 from specpilot.tests.support.priced import controller, random_predictor
 from specpilot.tests.support.rounds import moderate
 
