@@ -262,7 +262,7 @@ class GuardedLooks:
         """See `Looks.after`."""
         inner = self._inner
         lengths = self._guard.new_lengths_of(inner.after, depth, requests, depth, requests, margin, agreement)
-        self.trims = inner.trims is True
+        self.trims = bool(inner.trims)
         return lengths
 
     def verified(self, num_drafted: IntArray) -> IntArray:
@@ -289,8 +289,7 @@ def _checked_lengths(value: Any, num_drafted: IntArray) -> IntArray:
 
 
 def _checked_answer(value: Any, count: int, depth: int) -> IntArray:
-    known = type(value) is np.ndarray and value.dtype == np.int64 and value.shape == (count,)
-    lengths: IntArray = value if known else _checked_integers(value, count)
+    lengths = _checked_integers(value, count)
     told = lengths.tolist()
     if told and not depth <= min(told) <= max(told) <= MAX_LENGTH:
         raise _FaultError("out_of_range", f"expected {depth} … {MAX_LENGTH}, got {told!r:.80}")

@@ -19,7 +19,7 @@ from .controller import LEVEL_FEATURES, DraftLevel, FloatArray, IntArray, RoundS
 from .cost_table import CostTable
 from .observation import HISTORY_SIZE, NUM_FEATURES
 from .price_rule import RoundSeconds
-from .round_kernel import Drafting, look, look_by_table, open_round_flat, state_chances
+from .round_kernel import Drafting, look, look_by_table, open_round, state_chances
 
 
 @functools.cache
@@ -35,7 +35,7 @@ def warm_up() -> None:
     passes = np.ones((3, 4, 3))
     costs = CostTable(passes, passes, passes, passes, np.ones(11))
     write_features(features, whole, whole, numbers, numbers, numbers, 2, 0, 1.0, 0.0, 0.0, np.ones(HISTORY_SIZE), costs)
-    open_round_flat(*costs, np.zeros((8, 6)), numbers, whole, whole, numbers, whole, whole, whole, 1, 1.0, 1, True)
+    open_round(costs, np.zeros((8, 6)), numbers, whole, whole, numbers, whole, whole, whole, 1, 1.0, 1, True)
     drafting = Drafting(chances, chances.copy(), sure, whole, whole.copy(), whole.copy(), np.ones(1), sure[:1].copy())
     look(drafting, whole - 1, told, 1, 0.5, seconds, 1, 1.0)
     told_once: tuple[Any, ...] = (table, 0 * whole, 0.5, 1, 1.0, *drafting, *seconds)
@@ -92,8 +92,8 @@ class PlannedRound:
 
     def _open(self, state: RoundState, allowed: IntArray, plans: bool) -> IntArray:
         predictor, table = self._predictor, self._predictor.table
-        self._drafting, self._seconds = open_round_flat(
-            *self._costs,
+        self._drafting, self._seconds = open_round(
+            self._costs,
             predictor.history.numbers,
             state.acceptance_rate,
             state.last_num_speculative_tokens,

@@ -86,7 +86,8 @@ class PricedController(Controller):
         self._holds = held is not None
         if held is not None:
             return self._hold(state, np.minimum(held, allowed))
-        requests = self._enter(state)
+        requests = len(state.request_ids)
+        self._costs.enter(requests, float(max(state.context_length.tolist())))
         chances = self._chances(state)
         first: FloatArray = np.ascontiguousarray(chances[:, 0])
         self.features.enter(state, first, self._costs)
@@ -119,11 +120,6 @@ class PricedController(Controller):
         if self.asked_levels and max(lengths.tolist()) > 0:
             self._begin(self.action).begin(state, lengths)
         return Decision(lengths, self._looks())
-
-    def _enter(self, state: RoundState) -> int:
-        requests = len(state.request_ids)
-        self._costs.enter(requests, float(max(state.context_length.tolist())))
-        return requests
 
     def _chances(self, state: RoundState) -> FloatArray:
         if self._compiled is None:

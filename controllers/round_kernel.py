@@ -145,46 +145,6 @@ def open_round(
 
 
 @compiled
-def open_round_flat(
-    draft: FloatArray,
-    verify: FloatArray,
-    catch_up: FloatArray,
-    prefill: FloatArray,
-    overhead: FloatArray,
-    drafts_whole_batch: bool,
-    numbers: FloatArray,
-    acceptance_rate: FloatArray,
-    last_drafted: IntArray,
-    last_accepted: IntArray,
-    temperature: FloatArray,
-    lag: IntArray,
-    context: IntArray,
-    allowed: IntArray,
-    max_length: int,
-    price: float,
-    looks: int,
-    plans: bool,
-) -> tuple[Drafting, RoundSeconds]:
-    """`open_round` with the fields of a `CostTable` one by one: handing over a named tuple takes longer."""
-    costs = CostTable(draft, verify, catch_up, prefill, overhead, drafts_whole_batch)
-    return open_round(
-        costs,
-        numbers,
-        acceptance_rate,
-        last_drafted,
-        last_accepted,
-        temperature,
-        lag,
-        context,
-        allowed,
-        max_length,
-        price,
-        looks,
-        plans,
-    )
-
-
-@compiled
 def look_up(
     chances: NDArray[np.float32], rows: IntArray, margin: FloatArray, agreement: FloatArray, depth: int
 ) -> NDArray[np.float32]:
@@ -291,8 +251,8 @@ def look_by_table(
 ) -> IntArray:
     """`look` with `look_up`; ``rows`` ``[B]``. Returns none where margin or agreement is NaN.
 
-    The fields of `Drafting`, from ``prior`` on, and of `RoundSeconds`, from ``plain`` on, come one by one, as of
-    `open_round_flat`.
+    The fields of `Drafting`, from ``prior`` on, and of `RoundSeconds`, from ``plain`` on, come one by one:
+    handing over a named tuple takes longer.
     """
     told = look_up(chances, rows[requests], margin, agreement, depth)
     if np.isnan(np.sum(told)):

@@ -79,8 +79,7 @@ def _is_everyone(speculating: NDArray[np.int64]) -> bool:
 
 
 def _check_new_lengths(lengths: NDArray[np.int64], count: int, depth: int, asked: Callable[..., object]) -> None:
-    if lengths.shape != (count,) or lengths.dtype.kind not in "iu":
-        _check_integers(lengths, count, asked.__qualname__)
+    _check_integers(lengths, count, asked.__qualname__)
     if min(lengths.tolist(), default=depth) < depth:
         raise ControllerError(f"{asked.__qualname__} must return {depth} or more, got {lengths.tolist()}")
 

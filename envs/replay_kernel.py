@@ -32,12 +32,9 @@ def priced_lengths(
     The lines of `controllers.priced.PricedController`, with the recording in the drafter's place. ``plans``: False
     where a decision holds, and ``allowed`` ``[B]`` is what it gave.
     """
-    lengths = np.minimum(np.maximum(allowed, 0), max_length)
-    if price == 0.0 or np.sum(lengths) == 0:  # A constant length.
+    lengths, levels = np.minimum(np.maximum(allowed, 0), max_length), looks if recording.tells else 0
+    if price == 0.0 or np.sum(lengths) == 0 or (levels == 0 and not plans):  # Nothing to plan and nothing to look at.
         return lengths, lengths.copy(), lengths.copy(), 0, 0
-    levels = looks if recording.tells else 0
-    if levels == 0 and not plans:
-        return allowed, allowed.copy(), allowed.copy(), 0, 0
     drafting, seconds = open_round(
         costs,
         recording.history_numbers,
