@@ -8,6 +8,7 @@ import numpy as np
 
 from .controller import BoolArray, FloatArray, IntArray, RoundState
 from .cost_surface import CostSurface
+from .round_overhead import padding
 
 _MAX_TABLES = 4096
 
@@ -88,8 +89,9 @@ class CostLookup:
         batch, deepest = setting.batch, max(int(lengths.max(initial=0)), 1)
         counts = (lengths[:, :, None] > np.arange(deepest)).sum(axis=1)  # [C, levels]
         verify = self.verify(setting, batch * deepest)[lengths.sum(axis=1)]
+        padded = self.surface.overhead.per_padded_token * padding(lengths)
         lagging = self._lag_seconds(setting, lengths > 0, counts[:, 0])
-        seconds: FloatArray = self.levels(setting, counts) + verify + lagging
+        seconds: FloatArray = self.levels(setting, counts) + verify + padded + lagging
         return seconds
 
     def _lag_seconds(self, setting: RoundSetting, chosen: BoolArray, first: IntArray) -> FloatArray:

@@ -135,11 +135,9 @@ class RequestOracle(Oracle):
     def _best(
         self, accepted: IntArray, allowed: IntArray, weight: FloatArray, setting: RoundSetting, price: float
     ) -> IntArray:
-        lag, costs = setting.lag, self._costs
-        draft, verify = price * costs.draft(setting), price * costs.verify(setting, setting.batch * self.maximum)
-        counts = best_counts(accepted, draft, verify, price * costs.surface.overhead.drafting)
-        lengths = _lengths(counts, accepted, lag)
-        alike = bool((weight == 1).all())
+        lag, alike = setting.lag, bool((weight == 1).all())
+        bounded = self._best_by_bound(accepted, setting, price)
+        lengths: IntArray = bounded[self._value(bounded, accepted, weight, setting, price).argmax()]
         if not accepted.any() or (alike and not lag.any()):
             return lengths
         starts = [lengths, np.zeros_like(lengths), np.where(lag > 1, 0, accepted), np.where(lag > 0, 0, accepted)]
@@ -149,6 +147,22 @@ class RequestOracle(Oracle):
         found = np.stack([self._climb(start, accepted, weight, setting, price) for start in np.unique(starts, axis=0)])
         best: IntArray = found[self._value(found, accepted, weight, setting, price).argmax()]
         return best
+
+    def _best_by_bound(self, accepted: IntArray, setting: RoundSetting, price: float) -> IntArray:
+        """``[C, B]`` the best lengths for every bound on a draft, were there neither lag nor weights.
+
+        A bound says how far attention is padded. Where that costs nothing, the highest one alone.
+        """
+        costs, overhead, deepest = self._costs, self._costs.surface.overhead, int(accepted.max(initial=0))
+        draft, drafting = price * costs.draft(setting), price * overhead.drafting
+        verify = price * costs.verify(setting, setting.batch * self.maximum)
+        padded, found = price * overhead.per_padded_token, []
+        for bound in range(1 if padded else deepest, deepest + 1):
+            within = np.minimum(accepted, bound)
+            seconds = verify + padded * (setting.batch * bound - np.arange(len(verify)))
+            seconds[0] = verify[0]
+            found.append(_lengths(best_counts(within, draft, seconds, drafting), within, setting.lag))
+        return np.stack(found) if found else np.zeros((1, setting.batch), dtype=np.int64)
 
     def _climb(
         self, lengths: IntArray, accepted: IntArray, weight: FloatArray, setting: RoundSetting, price: float

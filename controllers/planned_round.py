@@ -20,6 +20,7 @@ from .cost_table import CostTable
 from .observation import HISTORY_SIZE, NUM_FEATURES
 from .price_rule import RoundSeconds
 from .round_kernel import Drafting, look, look_by_table, open_round, state_chances
+from .round_overhead import COEFFICIENTS
 
 
 @functools.cache
@@ -29,11 +30,11 @@ def warm_up() -> None:
     chances, sure = np.full((2, 8), 0.5), np.ones(2, dtype=np.bool_)
     table = np.ones((1, DEPTHS, 3, MARGINS, 2), dtype=np.float32)
     told = np.ones((2, 2), dtype=np.float32)
-    seconds = RoundSeconds(1.0, row, row, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    seconds = RoundSeconds(1.0, row, row, *np.zeros(7).tolist())
     state_chances(np.zeros((8, 6)), numbers, whole, whole, numbers)
     features = np.empty(NUM_FEATURES)
     passes = np.ones((3, 4, 3))
-    costs = CostTable(passes, passes, passes, passes, np.ones(11))
+    costs = CostTable(passes, passes, passes, passes, np.ones(len(COEFFICIENTS)))
     write_features(features, whole, whole, numbers, numbers, numbers, 2, 0, 1.0, 0.0, 0.0, np.ones(HISTORY_SIZE), costs)
     open_round(costs, np.zeros((8, 6)), numbers, whole, whole, numbers, whole, whole, whole, 1, 1.0, 1, True)
     drafting = Drafting(chances, chances.copy(), sure, whole, whole.copy(), whole.copy(), np.ones(1), sure[:1].copy())

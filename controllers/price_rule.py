@@ -18,7 +18,7 @@ import numpy as np
 
 from .controller import BoolArray, FloatArray, IntArray
 
-LEVEL, REQUEST_LEVEL, VERIFIED, ASKED, ANSWER, NOISE, DRAFTING, PLANNING, PLANNED_REQUEST = range(2, 11)
+LEVEL, REQUEST_LEVEL, VERIFIED, ASKED, ANSWER, NOISE, DRAFTING, PLANNING, PLANNED_REQUEST, PADDED = range(2, 12)
 """Places of `RoundOverhead`'s coefficients after the constant and the one per request."""
 
 
@@ -43,6 +43,8 @@ class RoundSeconds(NamedTuple):
     """Asking the controller after a level."""
     answer: float
     """The same, for each request that it is asked about."""
+    padded: float
+    """A token by which a request verifies less than the one that verifies most."""
 
 
 def verify_curve(verify: FloatArray, batch: int, count: int) -> FloatArray:
@@ -118,7 +120,8 @@ def plan_lengths(
             costs += seconds_of[place]
             gain += added[order[place]]
             started += level == 0 and warm[row]
-            total = costs + seconds.curve[taken] + (seconds.stop if started < to_start else 0.0)
+            total = costs + seconds.curve[taken] + seconds.padded * (batch * length - taken)
+            total += seconds.stop if started < to_start else 0.0
             speed = gain / batch - math.log(spent + price * total)
             if speed > best:
                 best, best_length, best_place = speed, length, place + 1

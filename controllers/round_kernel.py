@@ -23,6 +23,7 @@ from .price_rule import (
     DRAFTING,
     LEVEL,
     NOISE,
+    PADDED,
     REQUEST_LEVEL,
     VERIFIED,
     RoundSeconds,
@@ -105,7 +106,7 @@ def round_prices(costs: CostTable, requests: int, longest: float, max_length: in
     curve = verify_curve(verify, batch, most) + work[VERIFIED] * np.arange(most + 1)
     plain, stop = plain_round_seconds(costs, batch, longest), interpolate(costs.catch_up, 1, 1.0, longest)
     fixed, per_level, noise = work[DRAFTING], work[LEVEL], work[NOISE]
-    return RoundSeconds(plain, draft, curve, fixed, per_level, noise, stop, work[ASKED], work[ANSWER])
+    return RoundSeconds(plain, draft, curve, fixed, per_level, noise, stop, work[ASKED], work[ANSWER], work[PADDED])
 
 
 @compiled
@@ -248,6 +249,7 @@ def look_by_table(
     stop: float,
     look_seconds: float,
     answer: float,
+    padded: float,
 ) -> IntArray:
     """`look` with `look_up`; ``rows`` ``[B]``. Returns none where margin or agreement is NaN.
 
@@ -258,5 +260,5 @@ def look_by_table(
     if np.isnan(np.sum(told)):
         return requests[:0]
     drafting = Drafting(prior, chance, noisy, bound, length, planned, spent, trims)
-    seconds = RoundSeconds(plain, draft, curve, fixed, per_level, noise, stop, look_seconds, answer)
+    seconds = RoundSeconds(plain, draft, curve, fixed, per_level, noise, stop, look_seconds, answer, padded)
     return look(drafting, requests, told, depth, carry, seconds, max_length, price)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from .controller import FloatArray
 from .pass_costs import KINDS, CostSurfaceError
@@ -33,13 +33,21 @@ class RoundWork(NamedTuple):
     """Noise for the whole vocabulary: drafted tokens of the requests with a temperature above 0, and one more each."""
     planned: ArrayLike = 0
     """1 where the controller planned its requests' lengths (`Controller.plans`), else 0."""
+    padded: ArrayLike = 0
+    """Tokens by which requests verify less than the one that verifies most, see `padding`."""
 
     def features(self) -> tuple[FloatArray, ...]:
         """What the coefficients of `RoundOverhead` are multiplied with, in the order of its fields."""
         counts = np.broadcast_arrays(*(np.asarray(count, dtype=np.float64) for count in self))
-        *counted, planned = counts
+        *counted, planned, padded = counts
         drafting = (counts[1] > 0).astype(np.float64)
-        return (np.ones(counts[0].shape), *counted, drafting, planned, planned * counts[0])
+        return (np.ones(counts[0].shape), *counted, drafting, planned, planned * counts[0], padded)
+
+
+def padding(verified: ArrayLike) -> NDArray[np.int64]:
+    """``[...]`` tokens that attention is padded with where requests verify ``[..., B]`` drafted tokens."""
+    tokens = np.asarray(verified, dtype=np.int64)
+    return np.asarray((tokens.max(axis=-1, keepdims=True, initial=0) - tokens).sum(axis=-1))
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,8 @@ class RoundOverhead:
     planning: float = 0.0
     """Per round whose lengths the controller planned."""
     per_planned_request: float = 0.0
+    per_padded_token: float = 0.0
+    """Attention runs over as many queries for each request as for the one that verifies most."""
     draft_factor: float = 1.0
     """Seconds of the round's draft passes over the cost surface's."""
     verify_factor: float = 1.0
@@ -79,7 +89,7 @@ class RoundOverhead:
                 raise CostSurfaceError(f"'overhead.{own.name}' must be a finite number, {bound}; got {value!r}")
 
     def coefficients(self) -> FloatArray:
-        """The seconds per unit, in the order of the fields and of `RoundWork.features`; ``[11]``."""
+        """The seconds per unit, in the order of the fields and of `RoundWork.features`; ``[12]``."""
         return np.asarray([getattr(self, name) for name in COEFFICIENTS], dtype=np.float64)
 
     def factor(self, kind: str) -> float:
@@ -113,14 +123,15 @@ class RoundOverhead:
     def parse(cls, document: Any) -> RoundOverhead:
         """Read what `document` gave. Raises `CostSurfaceError` for an absent, unknown or wrong value.
 
-        What planning costs may be absent: older surfaces do not say.
+        What planning and padding cost may be absent: older surfaces do not say.
         """
         names = [own.name for own in fields(cls)]
-        if not isinstance(document, Mapping) or {*document, "planning", "per_planned_request"} != set(names):
+        if not isinstance(document, Mapping) or {*document, *_LATER} != set(names):
             raise CostSurfaceError(f"'overhead' must be an object with exactly {', '.join(names)}")
         return cls(**document)
 
 
 COEFFICIENTS = tuple(own.name for own in fields(RoundOverhead) if not own.name.endswith("_factor"))
 """Names of the seconds per unit, in order."""
+_LATER = ("planning", "per_planned_request", "per_padded_token")
 NO_OVERHEAD = RoundOverhead()

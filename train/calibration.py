@@ -24,6 +24,7 @@ from specpilot.train.random_rounds import EPISODE_ROUNDS, RandomRounds
 ASKING = ("per_asked_level", "per_asked_token")
 NOISE = ("per_noise_row",)
 PLANNED = ("planning", "per_planned_request")
+PADDED = ("per_padded_token",)
 PHASES = {
     "host": ("constant", "per_request", "per_level", "per_drafted_token", "per_verified_token", "drafting"),
     "draft": ("per_level", "per_drafted_token", "drafting"),
@@ -103,6 +104,7 @@ def overhead_of(blocks: Sequence[Block]) -> RoundOverhead:
 
     What planning costs: rounds that plan against rounds that do not, verification left out. Asking: rounds with looks,
     whose plan holds, against rounds that neither plan nor look. Noise: rounds at temperature 1 against those at 0.
+    Padding: verification of unlike lengths against the same number of tokens in lengths alike.
     Factors of prefill and catch-up: these phases over their passes. The rest: the phases of
     rounds at temperature 0 that do not plan, less passes of their sizes.
     """
@@ -110,6 +112,7 @@ def overhead_of(blocks: Sequence[Block]) -> RoundOverhead:
         **fit_units(*_differences(blocks, _without_planning, _beyond_drafts), PLANNED),
         **fit_units(*_differences(blocks, _without_asking, _beyond_drafts), ASKING),
         **fit_units(*_differences(blocks, _without_noise, _beyond_passes), NOISE),
+        **fit_units(*_differences(blocks, _without_spread, _verification), PADDED),
         **{f"{kind}_factor": _phase_ratio(blocks, KINDS.index(kind)) for kind in ("catch_up", "prefill")},
     }
     total = dict.fromkeys(COEFFICIENTS, 0.0)
@@ -131,7 +134,8 @@ def fit_phase(blocks: Sequence[Block], phase: str, names: Sequence[str]) -> Roun
     cells, seconds = list[LiveRound](), list[float]()
     for block in blocks:
         for plan, rounds in block.rounds.items():
-            if plan.temperature == 0 and not plan.planned and (phase != "draft" or plan.length):
+            alike = plan.temperature == 0 and not plan.planned and not plan.spread
+            if alike and (phase != "draft" or plan.length):
                 alone = [_only(phase, own) for own in rounds]
                 beyond = float(np.median([_beyond_passes(block, plan, own) for own in alone]))
                 cells.append(alone[len(alone) // 2])
@@ -163,6 +167,11 @@ def _beyond_drafts(block: Block, plan: Plan, own: LiveRound) -> float:
     return float(rest - block.seconds_now(plan, own)[KINDS.index("draft")]) / block.machine_slowness
 
 
+def _verification(block: Block, plan: Plan, own: LiveRound) -> float:
+    """Seconds of verification."""
+    return own.phases[KINDS.index("verify")] / block.machine_slowness
+
+
 def _without_asking(plan: Plan) -> Plan:
     return plan._replace(looks=0, planned=False)
 
@@ -173,6 +182,10 @@ def _without_planning(plan: Plan) -> Plan:
 
 def _without_noise(plan: Plan) -> Plan:
     return plan._replace(temperature=0.0)
+
+
+def _without_spread(plan: Plan) -> Plan:
+    return plan._replace(spread=0)
 
 
 def _differences(

@@ -50,6 +50,8 @@ class Plan(NamedTuple):
     temperature: float = 0.0
     planned: bool = False
     """By a controller that plans; only these look."""
+    spread: int = 0
+    """Every other request verifies so many tokens more than ``verified``, the rest as many less."""
 
 
 @dataclass(frozen=True)
@@ -75,17 +77,18 @@ class Block:
 
 
 class TrimmedController(ConstantController):
-    """The same length for all, and the same number of tokens verified."""
+    """The same length for all, and fewer tokens verified."""
 
     trims = True
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan.length)
-        self.verified = plan.verified
+        self.plan = plan
 
     def verify_lengths(self, num_drafted: IntArray) -> IntArray:
         """See `Controller.verify_lengths`."""
-        return np.minimum(num_drafted, self.verified)
+        signs = 1 - 2 * (np.arange(len(num_drafted)) % 2)
+        return np.minimum(num_drafted, self.plan.verified + self.plan.spread * signs)
 
 
 def trusting_predictor(hidden: int = 16) -> AcceptancePredictor:
@@ -123,7 +126,7 @@ class CleanRounds:
             # After the last level that was decided on there is nothing to ask.
             looking = {(own, min(looks, own - 1)) for own in (short, most) for looks in (0, 1, most)}
             planned = [Plan(own, own, looks, planned=True) for own, looks in sorted(looking)]
-            self.drafting[len(lengths) : len(lengths)] = [*planned, Plan(most, most // 4)]
+            self.drafting[len(lengths) : len(lengths)] = [*planned, *_trimmed(most)]
         self._planning = {
             own: _planning_controller(self.engine, meter.surface, own) for own in self.drafting if own.planned
         }
@@ -140,6 +143,7 @@ class CleanRounds:
         rounds, moving = defaultdict[Plan, list[LiveRound]](list), list[LiveRound]()
         # The first round prefills, the first that drafts catches up.
         turns = self.plain[:1] + self.plain + self.drafting[:1] + self.drafting
+        turns = [plan for plan in turns if not plan.spread or batch % 2 == 0]  # Else the mean would not be `verified`.
         for plan, counts in ((plan, number >= WARM_UP) for plan in turns for number in range(ROUNDS)):
             for request in self.engine.scheduler.running:
                 request.params = replace(request.params, temperature=plan.temperature)
@@ -175,6 +179,13 @@ class CleanRounds:
             seed=int(self.rng.integers(2**62)), max_tokens=self.engine.max_model_len - len(prompt), ignore_eos=True
         )
         return self.engine.add_request(prompt, params)
+
+
+def _trimmed(most: int) -> list[Plan]:
+    """Rounds that draft ``most`` tokens and verify fewer; next to each that spreads, its counterpart."""
+    half = most // 2
+    spreading = [Plan(most, half), Plan(most, half, spread=(half + 1) // 2)] if half else []
+    return [Plan(most, most // 4), *spreading] if most // 4 != half else spreading or [Plan(most, 0)]
 
 
 def _planning_controller(engine: Engine, surface: CostSurface, plan: Plan) -> Controller:

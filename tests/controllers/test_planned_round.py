@@ -22,7 +22,15 @@ def drawn(rng: np.random.Generator, batch: int, longest: int, depth: int = 0) ->
     curve = 1.0 + verified * np.arange(batch * longest + 1)
     drafted = np.minimum(rng.integers(0, longest + 1, batch), depth)
     allowed = np.where(drafted == depth, rng.integers(depth, longest + 1, batch), drafted)
-    rates = (rng.uniform(0, 0.1), rng.uniform(0, 0.1), rng.uniform(0, 0.05), rng.uniform(0, 0.3), 0.05, 0.005)
+    rates = (
+        rng.uniform(0, 0.1),
+        rng.uniform(0, 0.1),
+        rng.uniform(0, 0.05),
+        rng.uniform(0, 0.3),
+        0.05,
+        0.005,
+        rng.uniform(0, 0.02),
+    )
     return {
         "chance": rng.uniform(0.05, 0.99, (batch, longest)),
         "allowed": allowed,
@@ -50,6 +58,7 @@ def speed(lengths: np.ndarray, own: dict[str, Any]) -> float:
         tokens[going] += own["chance"][going, : depth + 1].prod(axis=1)
     if lengths.any():
         seconds += costs.fixed * (own["depth"] == 0) + costs.curve[lengths.sum()] - costs.curve[0]
+        seconds += costs.padded * (lengths.max() - lengths).sum()
     return float(np.exp(np.log(tokens).mean()) / (own["spent"] + own["price"] * seconds))
 
 

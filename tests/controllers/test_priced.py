@@ -66,6 +66,7 @@ class ByTheRule(Controller):
             stop=interpolate(costs.catch_up, 1, 1.0, longest),
             look=work[5],
             answer=work[6],
+            padded=work[11],
         )
 
     def plan(self, allowed: np.ndarray, drafted: np.ndarray, warm: np.ndarray, depth: int) -> np.ndarray:

@@ -58,7 +58,7 @@ def test_python_and_compiled_lines_answer_alike() -> None:
         batch, longest = int(rng.integers(2, 9)), int(rng.integers(1, 9))
         draft = np.concatenate([[0.0], np.sort(rng.uniform(0.05, 0.2, batch))])
         curve = np.sort(rng.uniform(0, 1, batch * longest + 1))
-        seconds = RoundSeconds(1.0, draft, curve, 0.1, 0.05, 0.01, 0.3, 0.02, 0.002)
+        seconds = RoundSeconds(1.0, draft, curve, 0.1, 0.05, 0.01, 0.3, 0.02, 0.002, 0.03)
         bound, prior = rng.integers(1, longest + 1, batch), rng.uniform(0.1, 0.95, (batch, 8))
         noisy = rng.random(batch) < 0.5
         rounds = [

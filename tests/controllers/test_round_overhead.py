@@ -27,6 +27,7 @@ OVERHEAD = RoundOverhead(
     drafting=2e-4,
     planning=3e-4,
     per_planned_request=2e-5,
+    per_padded_token=1.5e-5,
     draft_factor=1.2,
     verify_factor=1.1,
     catch_up_factor=0.9,
@@ -59,6 +60,7 @@ def random_rounds(count: int, noise: float, seed: int = 0, outliers: float = 0.0
         asked=asks * drafted,
         noise_rows=rng.binomial(requests, 0.5) * (levels + 1),
         planned=rng.random(count) < 0.5,
+        padded=rng.binomial(requests * levels, 0.3),
     )
     passes = np.column_stack(
         [
@@ -74,7 +76,7 @@ def random_rounds(count: int, noise: float, seed: int = 0, outliers: float = 0.0
 
 
 def test_each_coefficient_counts_its_own_unit() -> None:
-    work = RoundWork(requests=3, levels=2, drafted=5, verified=4, asked_levels=1, asked=3, noise_rows=6, planned=1)
+    work = RoundWork(3, 2, drafted=5, verified=4, asked_levels=1, asked=3, noise_rows=6, planned=1, padded=7)
     counts = {
         "constant": 1,
         "per_request": 3,
@@ -87,6 +89,7 @@ def test_each_coefficient_counts_its_own_unit() -> None:
         "drafting": 1,
         "planning": 1,
         "per_planned_request": 3,
+        "per_padded_token": 7,
     }
     assert tuple(counts) == COEFFICIENTS
     for name, count in counts.items():
@@ -140,10 +143,10 @@ def test_a_file_with_a_wrong_overhead_is_refused(tmp_path: Path, damaged: Any) -
         CostSurface.load(path)
 
 
-def test_an_older_file_says_nothing_of_planning() -> None:
-    document = OVERHEAD.document()
-    del document["planning"], document["per_planned_request"]
-    assert RoundOverhead.parse(document) == replace(OVERHEAD, planning=0.0, per_planned_request=0.0)
+def test_an_older_file_says_nothing_of_planning_and_padding() -> None:
+    later = ("planning", "per_planned_request", "per_padded_token")
+    document = {name: value for name, value in OVERHEAD.document().items() if name not in later}
+    assert RoundOverhead.parse(document) == replace(OVERHEAD, **dict.fromkeys(later, 0.0))
 
 
 def test_a_round_is_priced_with_factors_and_overhead() -> None:
@@ -153,7 +156,7 @@ def test_a_round_is_priced_with_factors_and_overhead() -> None:
     for kind in ("draft", "verify", "catch_up"):
         assert getattr(priced, kind) == pytest.approx(getattr(plain, kind) * OVERHEAD.factor(kind))
     assert plain.verify == pytest.approx(bare.seconds("verify", 3, 4 / 3 + 1, 99))
-    work = RoundWork(requests=3, levels=3, drafted=5, verified=4, asked_levels=2, asked=4, noise_rows=4 + 3)
+    work = RoundWork(requests=3, levels=3, drafted=5, verified=4, asked_levels=2, asked=4, noise_rows=4 + 3, padded=2)
     seconds = surface.round_seconds(
         lengths, contexts, lags, verified=verified, temperatures=[0.0, 1.0, 0.6], asked_levels=2
     )

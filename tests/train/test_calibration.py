@@ -26,12 +26,13 @@ OVERHEAD = RoundOverhead(
     drafting=2e-4,
     planning=1.5e-4,
     per_planned_request=8e-6,
+    per_padded_token=2e-5,
     catch_up_factor=0.9,
     prefill_factor=1.2,
 )
 WHERE = (
     ("drafting", "per_level", "per_drafted_token", "per_asked_level", "per_asked_token"),
-    ("per_verified_token", "per_noise_row"),
+    ("per_verified_token", "per_noise_row", "per_padded_token"),
     ("constant", "per_request", "planning", "per_planned_request"),
 )
 """Which of the costs come up while drafting, while verifying, and on the host."""
@@ -40,6 +41,8 @@ PLANS = (
     *(Plan(length, length, temperature=own) for own in (0.0, 1.0) for length in (0, 2, 4, 8)),
     *(Plan(length, length, looks, planned=True) for length, looks in ((2, 0), (2, 1), (8, 0), (8, 1), (8, 7))),
     Plan(8, 2),
+    Plan(8, 4),
+    Plan(8, 4, spread=2),
 )
 
 
@@ -57,6 +60,7 @@ def synthetic_round(
         asked=plan.looks * batch,
         noise_rows=(drafted + batch) * (plan.temperature > 0),
         planned=int(plan.planned and not plan.looks),  # Where there are looks the plan holds.
+        padded=plan.spread * batch,
     )
     verify = 3e-3 + 3e-4 * (batch * (1 + plan.verified)) ** 1.1
     passes = (plan.length * (7e-4 + 3e-5 * batch), verify, 2e-3 * moving, 3e-3 * moving)
@@ -76,7 +80,8 @@ def units(work: RoundWork, name: str) -> float:
 def synthetic_block(batch: int, rng: np.random.Generator) -> Block:
     """Rounds with noise of some percent; the spells of a machine that is slow for a while differ between blocks."""
     slow = float(rng.uniform(0.7, 2.0))
-    rounds = {plan: [synthetic_round(plan, batch, slow, rng) for _ in range(8)] for plan in PLANS}
+    plans = [plan for plan in PLANS if batch > 1 or not plan.spread]
+    rounds = {plan: [synthetic_round(plan, batch, slow, rng) for _ in range(8)] for plan in plans}
     passes = [("draft", 1), *(("verify", 1 + tokens) for tokens in (0, 2, 4, 8))]
     return Block(
         batch, rounds, [synthetic_round(PLANS[0], batch, slow, rng, moving=True)], dict.fromkeys(passes, slow), slow
@@ -145,7 +150,17 @@ def test_clean_rounds_do_what_their_plans_say(tiny_pair: Pair, surface: CostSurf
     for plan, rounds in block.rounds.items():
         asked, rows = plan.looks, (plan.length + 1) * (plan.temperature > 0)
         planned = plan.planned and not plan.looks
-        expected = (2, plan.length, 2 * plan.length, 2 * plan.verified, asked, 2 * asked, 2 * rows, planned)
+        expected = (
+            2,
+            plan.length,
+            2 * plan.length,
+            2 * plan.verified,
+            asked,
+            2 * asked,
+            2 * rows,
+            planned,
+            2 * plan.spread,
+        )
         assert len(rounds) >= 2 and {own.work for own in rounds} == {RoundWork(*expected)}
         assert all(own.seconds >= sum(own.phases) > 0 for own in rounds)
 
