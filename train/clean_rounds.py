@@ -26,8 +26,8 @@ from specpilot.engine import Engine, SamplingParams
 from specpilot.envs.live import drop_requests
 from specpilot.train.live_rounds import LiveRound, RoundMeter, WatchedController
 
-WARM_UP, COUNTED = 3, 6
-"""Rounds of each plan in a block, one after the other, and how many after the first few count: code and weights that
+WARM_UP, COUNTED = 2, 3
+"""Rounds of each turn of a plan, one after the other, and how many after the first few count: code and weights that
 were not used a moment ago are not in the processor's caches, and a controller that asks does so round after round."""
 ROUNDS = WARM_UP + COUNTED
 HELD_ROUNDS = 1000
@@ -134,16 +134,18 @@ class CleanRounds:
     @property
     def rounds_per_sweep(self) -> int:
         """Steps that one block of every batch takes."""
-        return len(self.batches) * ROUNDS * (len(self.plain) + len(self.drafting) + 2)
+        return len(self.batches) * ROUNDS * (2 * len(self.plain) + 2 * len(self.drafting) + 2)
 
     def serve(self, batch: int) -> Block:
         """One block."""
         machine, before = [self.meter.machine_slowness()], self._slowness(batch)
         names = [self._add() for _ in range(batch)]
         rounds, moving = defaultdict[Plan, list[LiveRound]](list), list[LiveRound]()
-        # The first round prefills, the first that drafts catches up.
-        turns = self.plain[:1] + self.plain + self.drafting[:1] + self.drafting
-        turns = [plan for plan in turns if not plan.spread or batch % 2 == 0]  # Else the mean would not be `verified`.
+        # With an odd number of requests their mean would not be `verified`.
+        drafting = [plan for plan in self.drafting if not plan.spread or batch % 2 == 0]
+        # The first round prefills, the first that drafts catches up. Forth and back: a machine that grows faster or
+        # slower, and contexts that grow longer, do so for both plans of a pair.
+        turns = self.plain[:1] + self.plain + drafting[:1] + drafting + drafting[::-1] + self.plain[::-1]
         for plan, counts in ((plan, number >= WARM_UP) for plan in turns for number in range(ROUNDS)):
             for request in self.engine.scheduler.running:
                 request.params = replace(request.params, temperature=plan.temperature)

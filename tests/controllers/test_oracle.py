@@ -48,13 +48,13 @@ def random_round(seed: int, max_lag: int) -> tuple[CostSurface, list[int], Round
         lambda batch, tokens: float(3 + verify[min(batch * tokens, 39)] * 0.7),
         lambda batch, tokens: 0.02 * batch * tokens + 0.1,
     )
-    overhead = RoundOverhead(constant=0.5, per_level=0.2, per_verified_token=0.05, drafting=0.3, per_noise_row=0.01 * (1 - seed % 2))
-    # Noise is shared out evenly, which is not exact; so not both at a time.
-    overhead = replace(overhead, per_padded_token=0.15 * (seed % 2))
+    overhead = RoundOverhead(constant=0.5, per_level=0.2, per_verified_token=0.05, drafting=0.3)
+    # Noise is shared out evenly, which is not exact: not both at a time.
+    more = {"per_padded_token": 0.15} if seed % 2 else {"per_noise_row": 0.01}
     batch = int(rng.integers(1, 5))
     state = round_state(batch, lag=rng.integers(0, max_lag + 1, batch), temperature=rng.integers(0, 2, batch))
     accepted = rng.integers(0, 4, batch).tolist()
-    return replace(costs, overhead=overhead), accepted, state, float(rng.uniform(0.1, 1.5))
+    return replace(costs, overhead=replace(overhead, **more)), accepted, state, float(rng.uniform(0.1, 1.5))
 
 
 @pytest.mark.parametrize("seed", range(30))

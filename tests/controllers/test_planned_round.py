@@ -22,15 +22,8 @@ def drawn(rng: np.random.Generator, batch: int, longest: int, depth: int = 0) ->
     curve = 1.0 + verified * np.arange(batch * longest + 1)
     drafted = np.minimum(rng.integers(0, longest + 1, batch), depth)
     allowed = np.where(drafted == depth, rng.integers(depth, longest + 1, batch), drafted)
-    rates = (
-        rng.uniform(0, 0.1),
-        rng.uniform(0, 0.1),
-        rng.uniform(0, 0.05),
-        rng.uniform(0, 0.3),
-        0.05,
-        0.005,
-        rng.uniform(0, 0.02),
-    )
+    most = np.asarray([0.1, 0.1, 0.05, 0.3, 0.05, 0.005, 0.02])
+    rates = (most * [*rng.uniform(size=4), 1, 1, rng.uniform()]).tolist()
     return {
         "chance": rng.uniform(0.05, 0.99, (batch, longest)),
         "allowed": allowed,

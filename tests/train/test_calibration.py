@@ -150,17 +150,8 @@ def test_clean_rounds_do_what_their_plans_say(tiny_pair: Pair, surface: CostSurf
     for plan, rounds in block.rounds.items():
         asked, rows = plan.looks, (plan.length + 1) * (plan.temperature > 0)
         planned = plan.planned and not plan.looks
-        expected = (
-            2,
-            plan.length,
-            2 * plan.length,
-            2 * plan.verified,
-            asked,
-            2 * asked,
-            2 * rows,
-            planned,
-            2 * plan.spread,
-        )
+        verified, padded = 2 * plan.verified, 2 * plan.spread
+        expected = (2, plan.length, 2 * plan.length, verified, asked, 2 * asked, 2 * rows, planned, padded)
         assert len(rounds) >= 2 and {own.work for own in rounds} == {RoundWork(*expected)}
         assert all(own.seconds >= sum(own.phases) > 0 for own in rounds)
 
