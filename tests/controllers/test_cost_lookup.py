@@ -20,9 +20,9 @@ def test_a_round_costs_what_the_cost_surface_says(seed: int) -> None:
         lambda batch, tokens: 5 + 0.1 * (batch * tokens) ** 1.5,
         lambda batch, tokens: 0.1 + 0.01 * batch * tokens,
     )
-    unused = ("per_asked_level", "per_asked_token", "planning", "per_planned_request", "verify_factor", "prefill_factor")
-    names = [name.name for name in fields(RoundOverhead) if name.name not in unused]
-    own = {name: float(rng.uniform(0, 0.2)) for name in names}
+    deciding = ("per_asked_level", "per_asked_token", "planning", "per_planned_request")
+    names = {name.name for name in fields(RoundOverhead)} - {*deciding, "verify_factor", "prefill_factor"}
+    own = {name: float(rng.uniform(0, 0.2)) for name in sorted(names)}
     costs = replace(base, overhead=RoundOverhead(**own))
     batch = int(rng.integers(1, 8))
     state = round_state(batch, lag=rng.choice([0, 1, 30], batch), temperature=rng.integers(0, 2))
