@@ -45,7 +45,7 @@ def compare(contest: Contest, field: Field, batch: int, requests: int, repeats: 
     constants = [constant_name(length) for length in range(field.longest + 1)]
     makers = live_makers(field, [*constants, PRICE_RULE, *(own.name for own in field.files)])
     predicted = {name: field.stage.engine(schedule).serve(make()).tokens_per_second for name, make in makers.items()}
-    idle = contest.engine(OFF)
+    idle = contest.engine(0)
     assert isinstance(idle, Engine)
     meter = RoundMeter(idle, field.stage.surface)
     live: dict[str, list[float]] = {name: [] for name in makers}

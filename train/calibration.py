@@ -102,14 +102,14 @@ def levelled(blocks: Sequence[Block]) -> tuple[list[Block], float]:
 def overhead_of(blocks: Sequence[Block]) -> RoundOverhead:
     """The overhead by what was measured to find it.
 
-    What planning costs: rounds that plan against rounds that do not, verification left out. Asking: rounds with looks,
+    What planning costs: deciding and observing in rounds that plan against rounds that do not. Asking: rounds with looks,
     whose plan holds, against rounds that neither plan nor look. Noise: rounds at temperature 1 against those at 0.
     Padding: verification of unlike lengths against the same number of tokens in lengths alike.
     Factors of prefill and catch-up: these phases over their passes. The rest: the phases of
     rounds at temperature 0 that do not plan, less passes of their sizes.
     """
     known = {
-        **fit_units(*_differences(blocks, _without_planning, _beyond_drafts), PLANNED),
+        **fit_units(*_differences(blocks, _without_planning, _deciding), PLANNED),
         **fit_units(*_differences(blocks, _without_asking, _beyond_drafts), ASKING),
         **fit_units(*_differences(blocks, _without_noise, _beyond_passes), NOISE),
         **fit_units(*_differences(blocks, _without_spread, _verification), PADDED),
@@ -165,6 +165,11 @@ def _beyond_drafts(block: Block, plan: Plan, own: LiveRound) -> float:
     """The same without verification: its time varies most, and does not depend on who was asked."""
     rest = own.seconds - own.phases[KINDS.index("verify")]
     return float(rest - block.seconds_now(plan, own)[KINDS.index("draft")]) / block.machine_slowness
+
+
+def _deciding(block: Block, plan: Plan, own: LiveRound) -> float:
+    """Seconds of the controller before and after the round: too few to be seen in those of a whole round."""
+    return own.deciding / block.machine_slowness
 
 
 def _verification(block: Block, plan: Plan, own: LiveRound) -> float:

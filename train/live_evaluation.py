@@ -30,31 +30,37 @@ Maker = Callable[[], Controller]
 
 
 class Contest:
-    """Contenders on real engines, one for each, which take turns."""
+    """Contenders on real engines, as many as there are of them, which take turns.
+
+    Engines alike differ in speed by some percent, by where their memory lies; so every service gives each contender
+    another one.
+    """
 
     def __init__(self, config: EvaluateConfig, backend: str, trace: Trace) -> None:
         """``trace``: its prompts, seeds, temperatures and token limits are served, so that the texts are its own."""
         self._config, self._backend, self.trace = config, backend, trace
-        self._engines = dict[str, ServingEngine]()
+        self._engines, self._services = list[ServingEngine](), 0
 
-    def engine(self, name: str) -> ServingEngine:
-        """Of a contender; made when it is first asked for, and warm."""
-        if name not in self._engines:
-            own = self._engines[name] = replayed_engine(self._config, self._backend, self.trace)
+    def engine(self, number: int) -> ServingEngine:
+        """The engine of this number, from 0 on; made when it is first asked for, with those before, and warm."""
+        while len(self._engines) <= number:
+            own = replayed_engine(self._config, self._backend, self.trace)
             own.controller = ConstantController(1)
             warm = own.add_request(self.trace.prompt(0), self._params(0))
             while own.has_work:
                 own.step()
             own.take_result(warm)
-        return self._engines[name]
+            self._engines.append(own)
+        return self._engines[number]
 
     def serve(self, schedule: Schedule, makers: Mapping[str, Maker]) -> dict[str, Run]:
         """Every contender serves ``schedule``, each with a fresh controller."""
         services = {}
-        for name, make in makers.items():
-            engine = self.engine(name)
+        for place, (name, make) in enumerate(makers.items()):
+            engine = self.engine((place + self._services) % len(makers))
             engine.controller = make()
             services[name] = Service(engine, self.trace, schedule, self._params)
+        self._services += 1
         take_turns(services)
         return {name: own.run() for name, own in services.items()}
 

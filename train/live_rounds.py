@@ -30,23 +30,27 @@ class LiveRound(NamedTuple):
     """``[4]`` seconds as measured, in the same order, with what goes on around the passes."""
     seconds: float
     """As measured, of the whole step."""
+    deciding: float = 0.0
+    """As measured, of the controller's `decide` and `observe`."""
 
 
 class WatchedController(Controller):
-    """Does what ``inner`` does, and notes what it is told and asked."""
+    """Does what ``inner`` does, and notes what it is told and asked, and how long it decides and observes."""
 
     state: RoundState
 
     def __init__(self, inner: Controller) -> None:
         self.inner = inner
         self._follow()
-        self.num_asked_levels, self.num_asked = 0, 0
+        self.num_asked_levels, self.num_asked, self.seconds = 0, 0, 0.0
 
     def decide(self, state: RoundState) -> Decision:
         """See `Controller.decide`."""
         self.state = state
         self.num_asked_levels, self.num_asked = 0, 0
+        start = time.perf_counter()
         decision = self.inner.decide(state)
+        self.seconds = time.perf_counter() - start
         self._follow()
         return decision if decision.looks is None else replace(decision, looks=WatchedLooks(self, decision.looks))
 
@@ -66,7 +70,9 @@ class WatchedController(Controller):
 
     def observe(self, outcome: RoundOutcome) -> None:
         """See `Controller.observe`."""
+        start = time.perf_counter()
         self.inner.observe(outcome)
+        self.seconds += time.perf_counter() - start
 
 
 class WatchedLooks:
@@ -123,7 +129,7 @@ class RoundMeter:
             padded=int(padding(verified)),
         )
         phases = tuple(float(getattr(record, f"{kind}_seconds")) for kind in KINDS)
-        return LiveRound(work, tuple(float(own[kind]) for kind in KINDS), phases, seconds)
+        return LiveRound(work, tuple(float(own[kind]) for kind in KINDS), phases, seconds, controller.seconds)
 
     def slowness(self, kind: str, batch: int, tokens: int, context: int) -> float:
         """The seconds of a pass now, over those when the surface was measured; the engine must be idle."""

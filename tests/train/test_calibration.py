@@ -69,7 +69,9 @@ def synthetic_round(
     phases = [factor * own for factor, own in zip(factors, passes, strict=True)]
     parts = [phases[0] + beyond[0], phases[1] + beyond[1], *phases[2:], beyond[2]]
     noisy = [slowness * own * float(rng.lognormal(0.0, NOISE)) for own in parts]
-    return LiveRound(work, passes, tuple(noisy[:4]), sum(noisy))
+    planning = sum(getattr(OVERHEAD, name) * units(work, name) for name in ("planning", "per_planned_request"))
+    deciding = slowness * (3e-6 + float(planning)) * float(rng.lognormal(0.0, NOISE))
+    return LiveRound(work, passes, tuple(noisy[:4]), sum(noisy), deciding)
 
 
 def units(work: RoundWork, name: str) -> float:
