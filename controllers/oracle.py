@@ -159,7 +159,8 @@ class RequestOracle(Oracle):
         padded, found = price * overhead.per_padded_token, []
         for bound in range(1 if padded else deepest, deepest + 1):
             within = np.minimum(accepted, bound)
-            seconds = verify + padded * (setting.batch * bound - np.arange(len(verify)))
+            missing = setting.batch * bound - np.arange(len(verify))  # See `round_overhead.padding`.
+            seconds = verify + padded * (missing + setting.batch) * (missing > 0)
             seconds[0] = verify[0]
             found.append(_lengths(best_counts(within, draft, seconds, drafting), within, setting.lag))
         return np.stack(found) if found else np.zeros((1, setting.batch), dtype=np.int64)

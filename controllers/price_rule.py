@@ -44,7 +44,7 @@ class RoundSeconds(NamedTuple):
     answer: float
     """The same, for each request that it is asked about."""
     padded: float
-    """A token by which a request verifies less than the one that verifies most."""
+    """A token of padding, as `round_overhead.padding` counts them."""
 
 
 def verify_curve(verify: FloatArray, batch: int, count: int) -> FloatArray:
@@ -120,7 +120,8 @@ def plan_lengths(
             costs += seconds_of[place]
             gain += added[order[place]]
             started += level == 0 and warm[row]
-            total = costs + seconds.curve[taken] + seconds.padded * (batch * length - taken)
+            missing = batch * length - taken
+            total = costs + seconds.curve[taken] + (seconds.padded * (missing + batch) if missing > 0 else 0.0)
             total += seconds.stop if started < to_start else 0.0
             speed = gain / batch - math.log(spent + price * total)
             if speed > best:

@@ -34,7 +34,7 @@ class RoundWork(NamedTuple):
     planned: ArrayLike = 0
     """1 where the controller planned its requests' lengths (`Controller.plans`), else 0."""
     padded: ArrayLike = 0
-    """Tokens by which requests verify less than the one that verifies most, see `padding`."""
+    """Padding of attention, see `padding`."""
 
     def features(self) -> tuple[FloatArray, ...]:
         """What the coefficients of `RoundOverhead` are multiplied with, in the order of its fields."""
@@ -45,9 +45,14 @@ class RoundWork(NamedTuple):
 
 
 def padding(verified: ArrayLike) -> NDArray[np.int64]:
-    """``[...]`` tokens that attention is padded with where requests verify ``[..., B]`` drafted tokens."""
+    """``[...]`` tokens that attention is padded with where requests verify ``[..., B]`` drafted tokens.
+
+    Those that they verify less than the one that verifies most and, where there are any, one more for each request:
+    every query is moved to its place and back, which takes about as long.
+    """
     tokens = np.asarray(verified, dtype=np.int64)
-    return np.asarray((tokens.max(axis=-1, keepdims=True, initial=0) - tokens).sum(axis=-1))
+    missing = (tokens.max(axis=-1, keepdims=True, initial=0) - tokens).sum(axis=-1)
+    return np.asarray(missing + tokens.shape[-1] * (missing > 0))
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ class RoundOverhead:
     """Per round whose lengths the controller planned."""
     per_planned_request: float = 0.0
     per_padded_token: float = 0.0
-    """Attention runs over as many queries for each request as for the one that verifies most."""
+    """Attention runs over as many queries for each request as for the one that verifies most: `padding`."""
     draft_factor: float = 1.0
     """Seconds of the round's draft passes over the cost surface's."""
     verify_factor: float = 1.0

@@ -45,6 +45,8 @@ class ForwardBatch:
     """``[rows, 1, max_queries, length]`` bool, True = may attend; None where everything may be attended to."""
     query_index: torch.Tensor | None
     """``[N]`` int64: row of each token in the padded ``[rows * max_queries]`` layout; None if nothing is padded."""
+    padded_index: torch.Tensor | None
+    """``[rows * max_queries]`` int64: token of each row in that layout; padding repeats the first one."""
     _folded: dict[tuple[int, torch.dtype], torch.Tensor | None]
 
     @property
@@ -73,6 +75,7 @@ class ForwardBatch:
             length=self.length + 1,
             mask=mask,
             query_index=self.query_index,
+            padded_index=self.padded_index,
             _folded={},
         )
 
@@ -137,9 +140,12 @@ def _assemble(
     owner = np.repeat(np.arange(len(slots)), sizes) if ragged else slice(None)
     node = np.arange(len(tokens)) - np.repeat(np.cumsum(sizes) - sizes, sizes) if ragged else 0
     depth = np.concatenate([tree.depths() for tree in trees]) if branched else node
-    query_index: torch.Tensor | None = None
+    query_index = padded_index = None
     if not (len(slots) == rows and (sizes == max_queries).all() and (np.diff(slots) == 1).all()):
-        query_index = torch.from_numpy(((slots - first_slot) * max_queries)[owner] + node).to(device)
+        padded = ((slots - first_slot) * max_queries)[owner] + node
+        sources = np.zeros(rows * max_queries, dtype=np.int64)
+        sources[padded] = np.arange(len(tokens))
+        query_index, padded_index = torch.from_numpy(padded).to(device), torch.from_numpy(sources).to(device)
     mask: torch.Tensor | None = None
     if max_queries > 1 or (contexts + 1 != length).any() or len(slots) != rows:
         seen = _chain_mask(slots - first_slot, contexts, rows, max_queries, length)
@@ -157,6 +163,7 @@ def _assemble(
         length=length,
         mask=mask,
         query_index=query_index,
+        padded_index=padded_index,
         _folded={},
     )
 
@@ -180,6 +187,7 @@ def _single_chain(
         length=length,
         mask=mask,
         query_index=None,
+        padded_index=None,
         _folded={},
     )
 

@@ -56,7 +56,9 @@ def round_seconds(
     work = costs.overhead
     other = work[0] + work[1] * batch + work[2] * deepest + work[3] * drafted.sum() + work[4] * verified.sum()
     other += work[5] * asked_levels + work[6] * asked + work[8] * (deepest > 0)
-    other += planned * (work[9] + work[10] * batch) + work[11] * (batch * verified.max() - verified.sum())
+    other += planned * (work[9] + work[10] * batch)
+    missing = batch * verified.max() - verified.sum()  # See `round_overhead.padding`.
+    other += work[11] * (missing + batch) * (missing > 0)
     other += work[7] * np.sum((temperature > 0) * (drafted + 1))
     return catch_up, draft, verify, other
 

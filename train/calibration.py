@@ -102,11 +102,11 @@ def levelled(blocks: Sequence[Block]) -> tuple[list[Block], float]:
 def overhead_of(blocks: Sequence[Block]) -> RoundOverhead:
     """The overhead by what was measured to find it.
 
-    What planning costs: deciding and observing in rounds that plan against rounds that do not. Asking: rounds with looks,
-    whose plan holds, against rounds that neither plan nor look. Noise: rounds at temperature 1 against those at 0.
-    Padding: verification of unlike lengths against the same number of tokens in lengths alike.
-    Factors of prefill and catch-up: these phases over their passes. The rest: the phases of
-    rounds at temperature 0 that do not plan, less passes of their sizes.
+    What planning costs: deciding and observing in rounds that plan against rounds that do not. Asking: rounds with
+    looks, whose plan holds, against rounds that neither plan nor look. Noise: rounds at temperature 1 against those at
+    0. Padding: verification of unlike lengths against the same number of tokens in lengths alike. Factors of prefill
+    and catch-up: these phases over their passes. The rest: the phases of rounds at temperature 0 that do not plan, less
+    passes of their sizes.
     """
     known = {
         **fit_units(*_differences(blocks, _without_planning, _deciding), PLANNED),

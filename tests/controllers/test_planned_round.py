@@ -10,6 +10,7 @@ import pytest
 
 from specpilot.controllers import Action, FixedPolicy
 from specpilot.controllers.price_rule import RoundSeconds, plan_lengths
+from specpilot.controllers.round_overhead import padding
 from specpilot.tests.support.priced import controller, play, random_predictor, random_state
 from specpilot.tests.support.rounds import moderate
 
@@ -51,7 +52,7 @@ def speed(lengths: np.ndarray, own: dict[str, Any]) -> float:
         tokens[going] += own["chance"][going, : depth + 1].prod(axis=1)
     if lengths.any():
         seconds += costs.fixed * (own["depth"] == 0) + costs.curve[lengths.sum()] - costs.curve[0]
-        seconds += costs.padded * (lengths.max() - lengths).sum()
+        seconds += costs.padded * float(padding(lengths))
     return float(np.exp(np.log(tokens).mean()) / (own["spent"] + own["price"] * seconds))
 
 

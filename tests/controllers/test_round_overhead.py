@@ -156,7 +156,9 @@ def test_a_round_is_priced_with_factors_and_overhead() -> None:
     for kind in ("draft", "verify", "catch_up"):
         assert getattr(priced, kind) == pytest.approx(getattr(plain, kind) * OVERHEAD.factor(kind))
     assert plain.verify == pytest.approx(bare.seconds("verify", 3, 4 / 3 + 1, 99))
-    work = RoundWork(requests=3, levels=3, drafted=5, verified=4, asked_levels=2, asked=4, noise_rows=4 + 3, padded=2)
+    work = RoundWork(
+        requests=3, levels=3, drafted=5, verified=4, asked_levels=2, asked=4, noise_rows=4 + 3, padded=2 + 3
+    )
     seconds = surface.round_seconds(
         lengths, contexts, lags, verified=verified, temperatures=[0.0, 1.0, 0.6], asked_levels=2
     )

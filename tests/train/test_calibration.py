@@ -60,7 +60,7 @@ def synthetic_round(
         asked=plan.looks * batch,
         noise_rows=(drafted + batch) * (plan.temperature > 0),
         planned=int(plan.planned and not plan.looks),  # Where there are looks the plan holds.
-        padded=plan.spread * batch,
+        padded=(plan.spread + (plan.spread > 0)) * batch,
     )
     verify = 3e-3 + 3e-4 * (batch * (1 + plan.verified)) ** 1.1
     passes = (plan.length * (7e-4 + 3e-5 * batch), verify, 2e-3 * moving, 3e-3 * moving)
@@ -152,7 +152,7 @@ def test_clean_rounds_do_what_their_plans_say(tiny_pair: Pair, surface: CostSurf
     for plan, rounds in block.rounds.items():
         asked, rows = plan.looks, (plan.length + 1) * (plan.temperature > 0)
         planned = plan.planned and not plan.looks
-        verified, padded = 2 * plan.verified, 2 * plan.spread
+        verified, padded = 2 * plan.verified, 2 * (plan.spread + (plan.spread > 0))
         expected = (2, plan.length, 2 * plan.length, verified, asked, 2 * asked, 2 * rows, planned, padded)
         assert len(rounds) >= 2 and {own.work for own in rounds} == {RoundWork(*expected)}
         assert all(own.seconds >= sum(own.phases) > 0 for own in rounds)
