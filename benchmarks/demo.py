@@ -20,7 +20,7 @@ RUN = Path("runs/demo")
 STEPS = (
     ("record the pair and measure this machine", ["train/record.py", "--config", "configs/demo/record.yaml"]),
     ("train a controller with PPO", ["train/ppo.py", "--config", "configs/demo/ppo.yaml"]),
-    ("distil it", ["train/distill.py", "--run", "runs/demo/ppo"]),
+    ("distil it", ["train/distill.py", "--run", "runs/demo/ppo", "--states", "2000", "--iterations", "3"]),
 )
 COMPARISON = ("compare on evaluation requests", ["train/evaluate.py", "--config", "configs/demo/evaluate.yaml"])
 BATCH, MAX_TOKENS, REPEATS = 8, 64, 5
