@@ -28,7 +28,7 @@ def test_variants_without_a_kind_of_action_have_none_of_it() -> None:
     def kinds(name: str) -> set[tuple[bool, int]]:
         return {(action.price > 0, action.looks) for action in settings(name).tiers}
 
-    constant, planned, looking = (False, 0), (True, 0), {(True, 1), (True, 2)}
+    constant, planned, looking = (False, 0), (True, 0), {(True, 1), (True, 2), (True, 3)}
     assert kinds("full") == {constant, planned, *looking}
     assert kinds("constant lengths alone") == {constant}
     assert kinds("no looks") == {constant, planned}
