@@ -15,7 +15,7 @@ import numpy as np
 from .controller import Controller, Decision, FloatArray, IntArray, RoundOutcome, RoundState
 from .cost_lookup import CostLookup, RoundSetting
 from .cost_surface import CostSurface
-from .price_rule import descending
+from .price_rule import descending, padded_tokens
 
 
 class Foresight(Protocol):
@@ -159,8 +159,8 @@ class RequestOracle(Oracle):
         padded, found = price * overhead.per_padded_token, []
         for bound in range(1 if padded else deepest, deepest + 1):
             within = np.minimum(accepted, bound)
-            missing = setting.batch * bound - np.arange(len(verify))  # See `round_overhead.padding`.
-            seconds = verify + padded * (missing + setting.batch) * (missing > 0)
+            missing = np.maximum(setting.batch * bound - np.arange(len(verify)), 0)
+            seconds = verify + padded * padded_tokens(missing, setting.batch)
             seconds[0] = verify[0]
             found.append(_lengths(best_counts(within, draft, seconds, drafting), within, setting.lag))
         return np.stack(found) if found else np.zeros((1, setting.batch), dtype=np.int64)

@@ -12,7 +12,7 @@ number, because for few requests the arrays in between would take longer than th
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,7 +44,7 @@ class RoundSeconds(NamedTuple):
     answer: float
     """The same, for each request that it is asked about."""
     padded: float
-    """A token of padding, as `round_overhead.padding` counts them."""
+    """A token of padding, as `padded_tokens` counts them."""
 
 
 def verify_curve(verify: FloatArray, batch: int, count: int) -> FloatArray:
@@ -60,6 +60,15 @@ def verify_curve(verify: FloatArray, batch: int, count: int) -> FloatArray:
 def descending(values: FloatArray) -> IntArray:
     """Indices that sort ``values`` from large to small; ties in order of index."""
     return np.argsort(-values, kind="mergesort")
+
+
+def padded_tokens(missing: Any, batch: int) -> Any:
+    """Tokens of padding where ``batch`` requests verify ``missing`` fewer than if all did what the longest does.
+
+    One more for each request where any is missing: every query is moved to its place and back, which takes about as
+    long. Numbers or arrays.
+    """
+    return missing + batch * (missing > 0)
 
 
 def plan_lengths(
@@ -120,8 +129,7 @@ def plan_lengths(
             costs += seconds_of[place]
             gain += added[order[place]]
             started += level == 0 and warm[row]
-            missing = batch * length - taken
-            total = costs + seconds.curve[taken] + (seconds.padded * (missing + batch) if missing > 0 else 0.0)
+            total = costs + seconds.curve[taken] + seconds.padded * padded_tokens(batch * length - taken, batch)
             total += seconds.stop if started < to_start else 0.0
             speed = gain / batch - math.log(spent + price * total)
             if speed > best:

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .controller import FloatArray
 from .pass_costs import KINDS, CostSurfaceError
+from .price_rule import padded_tokens
 
 
 class RoundWork(NamedTuple):
@@ -45,14 +46,10 @@ class RoundWork(NamedTuple):
 
 
 def padding(verified: ArrayLike) -> NDArray[np.int64]:
-    """``[...]`` tokens that attention is padded with where requests verify ``[..., B]`` drafted tokens.
-
-    Those that they verify less than the one that verifies most and, where there are any, one more for each request:
-    every query is moved to its place and back, which takes about as long.
-    """
+    """``[...]`` `padded_tokens` where requests verify ``[..., B]`` drafted tokens."""
     tokens = np.asarray(verified, dtype=np.int64)
     missing = (tokens.max(axis=-1, keepdims=True, initial=0) - tokens).sum(axis=-1)
-    return np.asarray(missing + tokens.shape[-1] * (missing > 0))
+    return np.asarray(padded_tokens(missing, tokens.shape[-1]))
 
 
 @dataclass(frozen=True)

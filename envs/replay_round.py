@@ -7,7 +7,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..controllers.compiled import compiled, interpolate, next_rate, plain_round_seconds, update_history
+from ..controllers.compiled import (
+    compiled,
+    interpolate,
+    next_rate,
+    padded_tokens,
+    plain_round_seconds,
+    update_history,
+)
 from ..controllers.cost_table import CHUNK_STEP, CostTable
 from .replay_queue import pass_time
 from .replay_requests import contexts, positions, temperatures
@@ -57,8 +64,7 @@ def round_seconds(
     other = work[0] + work[1] * batch + work[2] * deepest + work[3] * drafted.sum() + work[4] * verified.sum()
     other += work[5] * asked_levels + work[6] * asked + work[8] * (deepest > 0)
     other += planned * (work[9] + work[10] * batch)
-    missing = batch * verified.max() - verified.sum()  # See `round_overhead.padding`.
-    other += work[11] * (missing + batch) * (missing > 0)
+    other += work[11] * padded_tokens(batch * verified.max() - verified.sum(), batch)
     other += work[7] * np.sum((temperature > 0) * (drafted + 1))
     return catch_up, draft, verify, other
 

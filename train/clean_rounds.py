@@ -186,8 +186,8 @@ class CleanRounds:
 def _trimmed(most: int) -> list[Plan]:
     """Rounds that draft ``most`` tokens and verify fewer; next to each that spreads, its counterpart."""
     half = most // 2
-    spreading = [Plan(most, half), Plan(most, half, spread=(half + 1) // 2)] if half else []
-    return [Plan(most, most // 4), *spreading] if most // 4 != half else spreading or [Plan(most, 0)]
+    plans = (Plan(most, most // 4), Plan(most, half), Plan(most, half, spread=(half + 1) // 2))
+    return list(dict.fromkeys(plans))
 
 
 def _planning_controller(engine: Engine, surface: CostSurface, plan: Plan) -> Controller:
