@@ -47,6 +47,8 @@ class ForwardBatch:
     """``[N]`` int64: row of each token in the padded ``[rows * max_queries]`` layout; None if nothing is padded."""
     padded_index: torch.Tensor | None
     """``[rows * max_queries]`` int64: token of each row in that layout; padding repeats the first one."""
+    in_order: bool
+    """The requests lie in the cache's rows in the order of their tokens, one in each."""
     _folded: dict[tuple[int, torch.dtype], torch.Tensor | None]
 
     @property
@@ -54,28 +56,44 @@ class ForwardBatch:
         """Number of cache rows the pass attends over."""
         return self.last_slot - self.first_slot
 
-    def advance(self, token_ids: torch.Tensor) -> ForwardBatch:
-        """The next step of the same requests, where this one had one token each; all on the device."""
-        assert self.max_queries == 1
-        positions, mask = self.positions + 1, None
-        if self.mask is not None:
+    def advance(self, token_ids: torch.Tensor, last: torch.Tensor | None = None) -> ForwardBatch:
+        """The next step of these requests, one token ``token_ids`` ``[A]`` each, made on the device from this one.
+
+        ``last`` ``[A]`` int64: the tokens of this pass, by index, that they follow; None: every token of this pass is
+        followed by one. Whose last token is not among them sits out. A batch that is built takes several times as long.
+        """
+        positions, cache_index = self.positions, self.cache_index
+        query_index, padded_index = self.query_index, self.padded_index
+        if last is not None or self.max_queries > 1:
+            places = query_index
+            if last is not None:
+                positions, cache_index = positions.index_select(0, last), cache_index.index_select(0, last)
+                places = last if places is None else places.index_select(0, last)
+            query_index = padded_index = None
+            if places is not None and not (self.in_order and len(places) == self.rows):
+                query_index = places.div(self.max_queries, rounding_mode="floor") if self.max_queries > 1 else places
+                order = torch.arange(len(query_index), device=query_index.device)
+                padded_index = order.new_zeros(self.rows).index_copy_(0, query_index, order)
+        positions, mask = positions + 1, None
+        if self.rows > 1 and (self.mask is not None or query_index is not None):
             newest = positions
-            if self.query_index is not None:
-                newest = positions.new_zeros(self.rows).index_copy_(0, self.query_index, positions)
+            if query_index is not None:
+                newest = positions.new_zeros(self.rows).index_copy_(0, query_index, positions)
             columns = torch.arange(self.length + 1, device=positions.device)
             mask = (columns <= newest[:, None])[:, None, None, :]
         # Not `dataclasses.replace`, which takes as long as two small tensor operations.
         return ForwardBatch(
             token_ids=token_ids,
             positions=positions,
-            cache_index=self.cache_index + 1,
+            cache_index=cache_index + 1,
             first_slot=self.first_slot,
             last_slot=self.last_slot,
             max_queries=1,
             length=self.length + 1,
             mask=mask,
-            query_index=self.query_index,
-            padded_index=self.padded_index,
+            query_index=query_index,
+            padded_index=padded_index,
+            in_order=self.in_order,
             _folded={},
         )
 
@@ -141,7 +159,8 @@ def _assemble(
     node = np.arange(len(tokens)) - np.repeat(np.cumsum(sizes) - sizes, sizes) if ragged else 0
     depth = np.concatenate([tree.depths() for tree in trees]) if branched else node
     query_index = padded_index = None
-    if not (len(slots) == rows and (sizes == max_queries).all() and (np.diff(slots) == 1).all()):
+    in_order = len(slots) == rows and bool((np.diff(slots) == 1).all())
+    if not (in_order and (sizes == max_queries).all()):
         padded = ((slots - first_slot) * max_queries)[owner] + node
         sources = np.zeros(rows * max_queries, dtype=np.int64)
         sources[padded] = np.arange(len(tokens))
@@ -164,6 +183,7 @@ def _assemble(
         mask=mask,
         query_index=query_index,
         padded_index=padded_index,
+        in_order=in_order,
         _folded={},
     )
 
@@ -188,6 +208,7 @@ def _single_chain(
         mask=mask,
         query_index=None,
         padded_index=None,
+        in_order=True,
         _folded={},
     )
 

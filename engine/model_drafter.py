@@ -93,12 +93,13 @@ class ModelDrafter(Drafter):
         out before them, and what only some rounds need is skipped in the others.
         """
         drafts = [GrowingDraft([request.token_ids[-1]]) for request in requests]
-        active, levels, step = np.arange(len(requests)), list[ChosenTokens](), None
+        active, levels = np.arange(len(requests)), list[ChosenTokens]()
         questions, shortest = None, int(lengths.min())  # until there all go on, unasked
         if context.asked_levels:
             questions, shortest = LevelQuestions(context, requests, lengths, self._agreement), 0
         lengths, longest = lengths.copy(), int(lengths.max())
-        logits = self._first_level(requests)
+        step, last = self._first_level(requests)
+        logits = self.runner.forward(step, self.cache, last)
         for depth in range(1, longest + 1):
             asks = questions is not None and depth <= context.asked_levels
             everyone = context.sampling.all_greedy or len(active) == len(requests)
@@ -117,12 +118,16 @@ class ModelDrafter(Drafter):
                     lengths[active] = questions.after(depth, active, chosen, tempered)
                 going = lengths[active] > depth
                 if False in going.tolist():  # Of a small batch the numbers take less time than calls of NumPy.
-                    active, tokens, step = active[going], tokens[torch.from_numpy(going)], None
+                    active, kept = active[going], torch.from_numpy(np.flatnonzero(going)).to(tokens.device)
                     if not len(active):
                         break
+                    tokens, last = tokens.index_select(0, kept), kept if last is None else last.index_select(0, kept)
                 if depth >= context.asked_levels:
                     shortest = int(lengths[active].min())
-            step = self._next_step(step, requests, active, depth, tokens)
+            step, last = (
+                self._next_step(step, last, [requests[index] for index in active.tolist()], depth, tokens),
+                None,
+            )
             logits = self.runner.forward(step, self.cache)
         for level in levels:
             level.add_to(drafts)
@@ -141,8 +146,11 @@ class ModelDrafter(Drafter):
         # controller trimmed, what the drafter fed itself beyond the verified tokens is overwritten like a rejection.
         self._seen[request.slot] = len(request.token_ids) + min(kept, draft.depth - 1)
 
-    def _first_level(self, requests: Sequence[Request]) -> torch.Tensor:
-        """Feed the one or two committed tokens the drafter has not seen; logits after the last, ``[B, vocab]``."""
+    def _first_level(self, requests: Sequence[Request]) -> tuple[ForwardBatch, torch.Tensor | None]:
+        """The pass over the one or two committed tokens the drafter has not seen, and which are the last ones ``[B]``.
+
+        None: all are.
+        """
         segments, last, total = [], [], 0
         for request in requests:
             seen = self._seen[request.slot]
@@ -151,24 +159,22 @@ class ModelDrafter(Drafter):
             segments.append(Segment(request.slot, seen, TokenTree.chain(tokens)))
             total += len(tokens)
             last.append(total - 1)
-        rows = None if total == len(requests) else torch.tensor(last, device=self.runner.device)
-        return self.runner.forward(build_batch(segments, self.cache.slot_length, self.runner.device), self.cache, rows)
+        batch = build_batch(segments, self.cache.slot_length, self.runner.device)
+        return batch, None if total == len(requests) else torch.tensor(last, device=self.runner.device)
 
     def _next_step(
         self,
-        step: ForwardBatch | None,
-        requests: Sequence[Request],
-        active: NDArray[np.int64],
+        step: ForwardBatch,
+        last: torch.Tensor | None,
+        active: Sequence[Request],
         depth: int,
         tokens: torch.Tensor,
     ) -> ForwardBatch:
-        """Feed ``tokens`` ``[A]`` to the ``active``; ``step``: their last one, if they were the same then."""
-        if step is not None:
-            return step.advance(tokens)
-        chosen = [requests[index] for index in active.tolist()]
-        contexts = [len(request.token_ids) + depth - 1 for request in chosen]
-        slots = [request.slot for request in chosen]
-        return build_step(tokens, slots, contexts, self.cache.slot_length, self.runner.device)
+        """Feed ``tokens`` ``[A]`` to the ``active``, after their ``last`` ones in ``step``."""
+        if len(active) == 1 and step.rows > 1:  # A batch of its own attends over one row of the cache.
+            context = len(active[0].token_ids) + depth - 1
+            return build_step(tokens, [active[0].slot], [context], self.cache.slot_length, self.runner.device)
+        return step.advance(tokens, last)
 
     def _perturbed(
         self,

@@ -88,6 +88,38 @@ def test_a_step_is_a_batch_of_single_tokens_and_advances_by_one(seed: int) -> No
         assert same(batch, step(tokens, ahead), segments)
 
 
+@pytest.mark.parametrize("seed", range(60))
+def test_a_step_follows_from_the_last_tokens_of_any_chains_and_some_sit_out(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    segments = random_segments(rng, "chain" if seed % 2 else "single")
+    if seed % 3 == 0:  # dense slots in order
+        segments = [Segment(slot, segment.context_length, segment.tree) for slot, segment in enumerate(segments)]
+    batch = build_batch(segments, SLOT_LENGTH, CPU)
+    ends = np.cumsum([len(segment.tree) for segment in segments]) - 1
+    contexts = [segment.context_length + len(segment.tree) for segment in segments]
+    chosen = np.arange(len(segments))
+    for ahead in range(4):
+        if ahead:
+            ends = np.arange(len(chosen))
+        some = np.flatnonzero(rng.random(len(chosen)) < 0.8) if len(chosen) > 1 else np.arange(1)
+        some = some if len(some) else np.arange(1)
+        everyone = len(some) == len(chosen) and batch.max_queries == 1
+        chosen, tokens = chosen[some], rng.integers(0, 90, size=len(some)).tolist()
+        batch = batch.advance(torch.tensor(tokens), None if everyone else torch.from_numpy(ends[some]))
+        slots = [segments[own].slot for own in chosen]
+        alone = build_step(tokens, slots, [contexts[own] + ahead for own in chosen], SLOT_LENGTH, CPU)
+        for name in ("token_ids", "positions", "cache_index"):
+            assert torch.equal(getattr(batch, name), getattr(alone, name)), name
+        ours = list(range(len(chosen))) if batch.query_index is None else batch.query_index.tolist()
+        assert [row + batch.first_slot for row in ours] == slots
+        assert batch.rows == 1 or batch.mask is not None or len(set(contexts)) == 1
+        for row, own in zip(ours, chosen, strict=True):
+            seen = torch.ones(batch.length, dtype=torch.bool) if batch.mask is None else batch.mask[row, 0, 0]
+            assert seen.nonzero().flatten().tolist() == list(range(contexts[own] + ahead + 1))
+        if batch.padded_index is not None:
+            assert batch.padded_index[torch.tensor(ours)].tolist() == list(range(len(ours)))
+
+
 def test_heads_that_share_a_key_head_share_the_mask() -> None:
     segments = random_segments(np.random.default_rng(1), "tree")
     batch = build_batch(segments, SLOT_LENGTH, CPU)
