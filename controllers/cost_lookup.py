@@ -8,6 +8,7 @@ import numpy as np
 
 from .controller import BoolArray, FloatArray, IntArray, RoundState
 from .cost_surface import CostSurface
+from .price_rule import idle_requests
 from .round_overhead import padding
 
 _MAX_TABLES = 4096
@@ -72,6 +73,7 @@ class CostLookup:
             if "draft" in self.surface.costs:
                 drafting = setting.batch * (requests > 0) if self.surface.drafts_whole_batch else requests
                 level += overhead.draft_factor * self.surface.seconds("draft", drafting, tokens, setting.context)
+            level += overhead.per_idle_request * idle_requests(requests, setting.batch)
             self._keep(key, level)
         if not setting.per_level and not setting.per_draft:
             return self._tables[key]

@@ -27,7 +27,7 @@ from .pass_costs import (
     ProfiledEngine,
     check_axis,
 )
-from .round_overhead import NO_OVERHEAD, RoundOverhead, RoundWork, padding
+from .round_overhead import NO_OVERHEAD, RoundOverhead, RoundWork, idleness, padding
 
 SCHEMA_VERSION = 1
 
@@ -144,6 +144,7 @@ class CostSurface:
             asked=int(np.minimum(length, asked_levels).sum()),
             noise_rows=int((length + 1)[sampled].sum()),
             padded=int(padding(length if verified is None else verified)),
+            idle=int(idleness(length)),
         )
         return sum(self.round_cost(lengths, contexts, lags, verified)) + float(self.overhead.seconds(work))
 
@@ -155,9 +156,9 @@ class CostSurface:
         ``contexts`` and ``lags`` are `RoundState.context_length` and `RoundState.lag`; all are ``[B]``; ``verified``
         where fewer tokens than were drafted are verified. Approximations: cells were measured with requests that are
         all alike, so a ragged pass is priced as one with the mean tokens per request and the longest context (what
-        padding attention costs beyond that is overhead: `RoundWork.padded`); drafters that lag by more than one token
-        catch up in one pass, which the engine may split; noise, confidences and the host's work are left out (see
-        `overhead`).
+        padding attention and sitting out cost beyond that is overhead: `RoundWork`); drafters that lag by more than one
+        token catch up in one pass, which the engine may split; noise, confidences and the host's work are left out
+        (see `overhead`).
         Without ``draft`` costs (a drafter that is no model) drafts are free.
         """
         cost = self._pass_seconds(lengths, contexts, lags, lengths if verified is None else verified)

@@ -18,7 +18,9 @@ import numpy as np
 
 from .controller import BoolArray, FloatArray, IntArray
 
-LEVEL, REQUEST_LEVEL, VERIFIED, ASKED, ANSWER, NOISE, DRAFTING, PLANNING, PLANNED_REQUEST, PADDED = range(2, 12)
+LEVEL, REQUEST_LEVEL, VERIFIED, ASKED, ANSWER, NOISE, DRAFTING, PLANNING, PLANNED_REQUEST, PADDED, ASKING, IDLE = range(
+    2, 14
+)
 """Places of `RoundOverhead`'s coefficients after the constant and the one per request."""
 
 
@@ -28,11 +30,11 @@ class RoundSeconds(NamedTuple):
     plain: float
     """Without drafts and without noise."""
     draft: FloatArray
-    """``[B + 1]`` the pass of a draft level by requests; 0 for none."""
+    """``[B + 1]`` a draft level by requests, those that sit it out included; 0 for none."""
     curve: FloatArray
     """``[B * L + 1]`` verifying that many drafted tokens: `verify_curve`."""
     fixed: float
-    """Drafting at all."""
+    """Drafting at all, and asking at all in a round with looks."""
     per_level: float
     """A draft level, beside its pass."""
     noise: float
@@ -69,6 +71,14 @@ def padded_tokens(missing: Any, batch: int) -> Any:
     long. Numbers or arrays.
     """
     return missing + batch * (missing > 0)
+
+
+def idle_requests(drafting: Any, batch: int) -> Any:
+    """Requests of a ``batch`` whose cache a draft level reads for nothing where so many are ``drafting``.
+
+    One that drafts alone reads its own. Numbers or arrays.
+    """
+    return (batch - drafting) * (drafting > 1)
 
 
 def plan_lengths(

@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 
 from .acceptance_history import LOWEST_RATE
 from .acceptance_table import DEPTHS
-from .compiled import compiled, interpolate, plain_round_seconds, plan_lengths, step_of, verify_curve
+from .compiled import compiled, idle_requests, interpolate, plain_round_seconds, plan_lengths, step_of, verify_curve
 from .controller import BoolArray, FloatArray, IntArray
 from .cost_table import CostTable
 from .price_rule import (
     ANSWER,
     ASKED,
+    ASKING,
     DRAFTING,
+    IDLE,
     LEVEL,
     NOISE,
     PADDED,
@@ -90,22 +92,23 @@ def state_chances(
 
 
 @compiled
-def round_prices(costs: CostTable, requests: int, longest: float, max_length: int) -> RoundSeconds:
+def round_prices(costs: CostTable, requests: int, longest: float, max_length: int, asks: bool) -> RoundSeconds:
     """What a round of so many ``requests`` can cost, its longest context being ``longest`` tokens.
 
-    More requests than the table knows cost what the most that it knows do.
+    ``asks``: in a round with looks. More requests than the table knows cost what the most that it knows do.
     """
     batch, work = min(requests, len(costs.verify) - 1), costs.overhead
     draft, verify = np.zeros(requests + 1), np.empty(costs.verify.shape[1])
     for count in range(1, requests + 1):
         drafting = batch if costs.drafts_whole_batch else min(count, batch)
         draft[count] = interpolate(costs.draft, drafting, 1.0, longest) + work[REQUEST_LEVEL] * count
+        draft[count] += work[IDLE] * idle_requests(count, requests)
     for tokens in range(len(verify)):
         verify[tokens] = interpolate(costs.verify, batch, float(tokens), longest)
     most = requests * max_length
     curve = verify_curve(verify, batch, most) + work[VERIFIED] * np.arange(most + 1)
     plain, stop = plain_round_seconds(costs, batch, longest), interpolate(costs.catch_up, 1, 1.0, longest)
-    fixed, per_level, noise = work[DRAFTING], work[LEVEL], work[NOISE]
+    fixed, per_level, noise = work[DRAFTING] + asks * work[ASKING], work[LEVEL], work[NOISE]
     return RoundSeconds(plain, draft, curve, fixed, per_level, noise, stop, work[ASKED], work[ANSWER], work[PADDED])
 
 
@@ -132,7 +135,7 @@ def open_round(
     allowed: the looks say when to stop.
     """
     batch = len(allowed)
-    seconds = round_prices(costs, batch, float(context.max()), max_length)
+    seconds = round_prices(costs, batch, float(context.max()), max_length, looks > 0)
     prior = state_chances(numbers, acceptance_rate, last_drafted, last_accepted, temperature)
     noisy, none = temperature > 0, np.zeros(batch, dtype=np.int64)
     spent = seconds.plain + seconds.noise * np.sum(noisy)

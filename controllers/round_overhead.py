@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .controller import FloatArray
 from .pass_costs import KINDS, CostSurfaceError
-from .price_rule import padded_tokens
+from .price_rule import idle_requests, padded_tokens
 
 
 class RoundWork(NamedTuple):
@@ -36,13 +36,15 @@ class RoundWork(NamedTuple):
     """1 where the controller planned its requests' lengths (`Controller.plans`), else 0."""
     padded: ArrayLike = 0
     """Padding of attention, see `padding`."""
+    idle: ArrayLike = 0
+    """Requests that sit out draft levels of others, see `idleness`."""
 
     def features(self) -> tuple[FloatArray, ...]:
         """What the coefficients of `RoundOverhead` are multiplied with, in the order of its fields."""
         counts = np.broadcast_arrays(*(np.asarray(count, dtype=np.float64) for count in self))
-        *counted, planned, padded = counts
-        drafting = (counts[1] > 0).astype(np.float64)
-        return (np.ones(counts[0].shape), *counted, drafting, planned, planned * counts[0], padded)
+        *counted, planned, padded, idle = counts
+        drafting, asking = ((count > 0).astype(np.float64) for count in (counts[1], counts[4]))
+        return (np.ones(counts[0].shape), *counted, drafting, planned, planned * counts[0], padded, asking, idle)
 
 
 def padding(verified: ArrayLike) -> NDArray[np.int64]:
@@ -50,6 +52,14 @@ def padding(verified: ArrayLike) -> NDArray[np.int64]:
     tokens = np.asarray(verified, dtype=np.int64)
     missing = (tokens.max(axis=-1, keepdims=True, initial=0) - tokens).sum(axis=-1)
     return np.asarray(padded_tokens(missing, tokens.shape[-1]))
+
+
+def idleness(drafted: ArrayLike) -> NDArray[np.int64]:
+    """``[...]`` `idle_requests` of all levels where requests draft ``[..., B]`` tokens."""
+    tokens = np.asarray(drafted, dtype=np.int64)
+    levels = np.arange(tokens.max(initial=0))
+    drafting = (tokens[..., None] > levels).sum(axis=-2)
+    return np.asarray(idle_requests(drafting, tokens.shape[-1]).sum(axis=-1))
 
 
 @dataclass(frozen=True)
@@ -75,6 +85,10 @@ class RoundOverhead:
     per_planned_request: float = 0.0
     per_padded_token: float = 0.0
     """Attention runs over as many queries for each request as for the one that verifies most: `padding`."""
+    asking: float = 0.0
+    """Per round in which the controller is asked at all."""
+    per_idle_request: float = 0.0
+    """Attention of a draft level runs over the cache of all requests, for those too that sit it out: `idleness`."""
     draft_factor: float = 1.0
     """Seconds of the round's draft passes over the cost surface's."""
     verify_factor: float = 1.0
@@ -91,7 +105,7 @@ class RoundOverhead:
                 raise CostSurfaceError(f"'overhead.{own.name}' must be a finite number, {bound}; got {value!r}")
 
     def coefficients(self) -> FloatArray:
-        """The seconds per unit, in the order of the fields and of `RoundWork.features`; ``[12]``."""
+        """The seconds per unit, in the order of the fields and of `RoundWork.features`; ``[14]``."""
         return np.asarray([getattr(self, name) for name in COEFFICIENTS], dtype=np.float64)
 
     def factor(self, kind: str) -> float:
@@ -125,7 +139,7 @@ class RoundOverhead:
     def parse(cls, document: Any) -> RoundOverhead:
         """Read what `document` gave. Raises `CostSurfaceError` for an absent, unknown or wrong value.
 
-        What planning and padding cost may be absent: older surfaces do not say.
+        What planning, padding, asking at all and sitting out cost may be absent: older surfaces do not say.
         """
         names = [own.name for own in fields(cls)]
         if not isinstance(document, Mapping) or {*document, *_LATER} != set(names):
@@ -135,5 +149,5 @@ class RoundOverhead:
 
 COEFFICIENTS = tuple(own.name for own in fields(RoundOverhead) if not own.name.endswith("_factor"))
 """Names of the seconds per unit, in order."""
-_LATER = ("planning", "per_planned_request", "per_padded_token")
+_LATER = ("planning", "per_planned_request", "per_padded_token", "asking", "per_idle_request")
 NO_OVERHEAD = RoundOverhead()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,22 +58,35 @@ class EngineProfiler:
         token of each request; ``prefill`` and ``catch_up`` the target and the drafter without logits, always in one
         pass. Raises ``RuntimeError`` if the engine has requests, ``ValueError`` for a pass it cannot do.
         """
-        self._check_idle()
         self._check_size(kind, batch, tokens, context)
+        return self._timed(kind, {slot: tokens for slot in range(batch)}, [context] * batch)
+
+    def time_ragged_pass(self, kind: str, tokens: Sequence[int], contexts: Sequence[int]) -> float:
+        """The same for requests that are not alike: ``tokens`` ``[B]`` new on ``contexts`` ``[B]`` cached ones.
+
+        0 tokens: the request sits the pass out, and the cache's row between those of others is idle.
+        """
+        self._check_size(kind, len(tokens), max(tokens), max(contexts))
+        return self._timed(kind, {slot: own for slot, own in enumerate(tokens) if own}, contexts)
+
+    def _timed(self, kind: str, tokens: Mapping[int, int], contexts: Sequence[int]) -> float:
+        """``tokens`` by slot, in order; ``contexts`` of all slots."""
+        self._check_idle()
         runner, cache = self._parts(kind)
         rows: torch.Tensor | None = None
         if kind in ("prefill", "catch_up"):
             rows = NO_ROWS
-        elif kind == "draft" and tokens > 1:
-            rows = torch.arange(tokens - 1, batch * tokens, tokens, device=runner.device)
+        elif kind == "draft" and max(tokens.values()) > 1:
+            rows = torch.tensor(list(tokens.values()), device=runner.device).cumsum(0) - 1
         # Token values do not matter for time, but one embedding row for all would stay in the processor's cache.
-        trees = [
-            TokenTree.chain([(slot * tokens + i) * 7919 % self.engine.pair.vocab_size for i in range(tokens)])
-            for slot in range(batch)
-        ]
+        vocab_size = self.engine.pair.vocab_size
+        trees = {
+            slot: TokenTree.chain([(slot * own + i) * 7919 % vocab_size for i in range(own)])
+            for slot, own in tokens.items()
+        }
         synchronize(runner.device)
         start = time.perf_counter()
-        segments = [Segment(slot, context, tree) for slot, tree in enumerate(trees)]
+        segments = [Segment(slot, contexts[slot], tree) for slot, tree in trees.items()]
         logits = runner.forward(build_batch(segments, cache.slot_length, runner.device), cache, rows)
         if rows is not NO_ROWS:
             logits.argmax(-1).tolist()

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..controllers.compiled import (
     compiled,
+    idle_requests,
     interpolate,
     next_rate,
     padded_tokens,
@@ -43,6 +44,7 @@ def round_seconds(
     verify = interpolate(costs.verify, batch, 1.0 + verified.sum() / batch, float(cached.max()))
     deepest = int(drafted.max())
     draft = catch_up = 0.0
+    idle = 0
     for depth in range(1, deepest + 1):
         count, longest, unseen = 0, 0, 0
         for row in range(batch):
@@ -50,6 +52,7 @@ def round_seconds(
                 count += 1
                 longest = max(longest, cached[row] + depth - 1)
                 unseen += lag[row] == 1
+        idle += idle_requests(count, batch)
         drafting = batch if costs.drafts_whole_batch else count
         draft += interpolate(costs.draft, drafting, 1.0 + (unseen / count if depth == 1 else 0.0), float(longest))
     behind, tokens, seen = 0, 0, 0
@@ -65,6 +68,7 @@ def round_seconds(
     other += work[5] * asked_levels + work[6] * asked + work[8] * (deepest > 0)
     other += planned * (work[9] + work[10] * batch)
     other += work[11] * padded_tokens(batch * verified.max() - verified.sum(), batch)
+    other += work[12] * (asked_levels > 0) + work[13] * idle
     other += work[7] * np.sum((temperature > 0) * (drafted + 1))
     return catch_up, draft, verify, other
 

@@ -5,7 +5,7 @@ Rounds of random loads do not tell the costs apart: what they count grows togeth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,12 +19,12 @@ from specpilot.engine import Engine
 from specpilot.train.clean_rounds import Block, CleanRounds, Plan
 from specpilot.train.live_rounds import LiveRound, RoundMeter, as_measured
 from specpilot.train.overhead_fit import MeasuredRounds, fit_overhead, fit_report, fit_units
+from specpilot.train.ragged_passes import RaggedTimes
 from specpilot.train.random_rounds import EPISODE_ROUNDS, RandomRounds
 
-ASKING = ("per_asked_level", "per_asked_token")
+ASKING = ("asking", "per_asked_level", "per_asked_token")
 NOISE = ("per_noise_row",)
 PLANNED = ("planning", "per_planned_request")
-PADDED = ("per_padded_token",)
 PHASES = {
     "host": ("constant", "per_request", "per_level", "per_drafted_token", "per_verified_token", "drafting"),
     "draft": ("per_level", "per_drafted_token", "drafting"),
@@ -77,7 +77,8 @@ def calibrate(
             slowness = (ratios[-2] + ratios[-1]) / 2
             checks.append(as_measured(rounds, [own.seconds / slowness for own in rounds]))
             bar.update(EPISODE_ROUNDS)
-    overhead, checked = overhead_of(blocks), MeasuredRounds.joined(checks)
+        ragged = RaggedTimes(engine, seed).costs(ratios[-1])
+    overhead, checked = overhead_of(blocks, ragged), MeasuredRounds.joined(checks)
     ratios += [block.machine_slowness for block in blocks]
     report = {
         "overhead": overhead.document(),
@@ -99,20 +100,19 @@ def levelled(blocks: Sequence[Block]) -> tuple[list[Block], float]:
     return [replace(block, machine_slowness=level * block.machine_slowness) for block in blocks], level
 
 
-def overhead_of(blocks: Sequence[Block]) -> RoundOverhead:
-    """The overhead by what was measured to find it.
+def overhead_of(blocks: Sequence[Block], ragged: Mapping[str, float]) -> RoundOverhead:
+    """The overhead by what was measured to find it; ``ragged``: what passes of unlike requests have told.
 
     What planning costs: deciding and observing in rounds that plan against rounds that do not. Asking: rounds with
     looks, whose plan holds, against rounds that neither plan nor look. Noise: rounds at temperature 1 against those at
-    0. Padding: verification of unlike lengths against the same number of tokens in lengths alike. Factors of prefill
-    and catch-up: these phases over their passes. The rest: the phases of rounds at temperature 0 that do not plan, less
-    passes of their sizes.
+    0. Factors of prefill and catch-up: these phases over their passes. The rest: the phases of rounds at temperature 0
+    that do not plan, less passes of their sizes.
     """
     known = {
+        **ragged,
         **fit_units(*_differences(blocks, _without_planning, _deciding), PLANNED),
         **fit_units(*_differences(blocks, _without_asking, _beyond_drafts), ASKING),
         **fit_units(*_differences(blocks, _without_noise, _beyond_passes), NOISE),
-        **fit_units(*_differences(blocks, _without_spread, _verification), PADDED),
         **{f"{kind}_factor": _phase_ratio(blocks, KINDS.index(kind)) for kind in ("catch_up", "prefill")},
     }
     total = dict.fromkeys(COEFFICIENTS, 0.0)
@@ -134,8 +134,7 @@ def fit_phase(blocks: Sequence[Block], phase: str, names: Sequence[str]) -> Roun
     cells, seconds = list[LiveRound](), list[float]()
     for block in blocks:
         for plan, rounds in block.rounds.items():
-            alike = plan.temperature == 0 and not plan.planned and not plan.spread
-            if alike and (phase != "draft" or plan.length):
+            if plan.temperature == 0 and not plan.planned and (phase != "draft" or plan.length):
                 alone = [_only(phase, own) for own in rounds]
                 beyond = float(np.median([_beyond_passes(block, plan, own) for own in alone]))
                 cells.append(alone[len(alone) // 2])
@@ -172,11 +171,6 @@ def _deciding(block: Block, plan: Plan, own: LiveRound) -> float:
     return own.deciding / block.machine_slowness
 
 
-def _verification(block: Block, plan: Plan, own: LiveRound) -> float:
-    """Seconds of verification."""
-    return own.phases[KINDS.index("verify")] / block.machine_slowness
-
-
 def _without_asking(plan: Plan) -> Plan:
     return plan._replace(looks=0, planned=False)
 
@@ -187,10 +181,6 @@ def _without_planning(plan: Plan) -> Plan:
 
 def _without_noise(plan: Plan) -> Plan:
     return plan._replace(temperature=0.0)
-
-
-def _without_spread(plan: Plan) -> Plan:
-    return plan._replace(spread=0)
 
 
 def _differences(

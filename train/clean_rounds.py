@@ -50,8 +50,6 @@ class Plan(NamedTuple):
     temperature: float = 0.0
     planned: bool = False
     """By a controller that plans; only these look."""
-    spread: int = 0
-    """Every other request verifies so many tokens more than ``verified``, the rest as many less."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +85,7 @@ class TrimmedController(ConstantController):
 
     def verify_lengths(self, num_drafted: IntArray) -> IntArray:
         """See `Controller.verify_lengths`."""
-        signs = 1 - 2 * (np.arange(len(num_drafted)) % 2)
-        return np.minimum(num_drafted, self.plan.verified + self.plan.spread * signs)
+        return np.minimum(num_drafted, self.plan.verified)
 
 
 def trusting_predictor(hidden: int = 16) -> AcceptancePredictor:
@@ -126,7 +123,8 @@ class CleanRounds:
             # After the last level that was decided on there is nothing to ask.
             looking = {(own, min(looks, own - 1)) for own in (short, most) for looks in (0, 1, most)}
             planned = [Plan(own, own, looks, planned=True) for own, looks in sorted(looking)]
-            self.drafting[len(lengths) : len(lengths)] = [*planned, *_trimmed(most)]
+            trimmed = dict.fromkeys((Plan(most, most // 4), Plan(most, most // 2)))
+            self.drafting[len(lengths) : len(lengths)] = [*planned, *trimmed]
         self._planning = {
             own: _planning_controller(self.engine, meter.surface, own) for own in self.drafting if own.planned
         }
@@ -141,11 +139,9 @@ class CleanRounds:
         machine, before = [self.meter.machine_slowness()], self._slowness(batch)
         names = [self._add() for _ in range(batch)]
         rounds, moving = defaultdict[Plan, list[LiveRound]](list), list[LiveRound]()
-        # With an odd number of requests their mean would not be `verified`.
-        drafting = [plan for plan in self.drafting if not plan.spread or batch % 2 == 0]
         # The first round prefills, the first that drafts catches up. Forth and back: a machine that grows faster or
         # slower, and contexts that grow longer, do so for both plans of a pair.
-        turns = self.plain[:1] + self.plain + drafting[:1] + drafting + drafting[::-1] + self.plain[::-1]
+        turns = self.plain[:1] + self.plain + self.drafting[:1] + self.drafting + self.drafting[::-1] + self.plain[::-1]
         for plan, counts in ((plan, number >= WARM_UP) for plan in turns for number in range(ROUNDS)):
             for request in self.engine.scheduler.running:
                 request.params = replace(request.params, temperature=plan.temperature)
@@ -181,13 +177,6 @@ class CleanRounds:
             seed=int(self.rng.integers(2**62)), max_tokens=self.engine.max_model_len - len(prompt), ignore_eos=True
         )
         return self.engine.add_request(prompt, params)
-
-
-def _trimmed(most: int) -> list[Plan]:
-    """Rounds that draft ``most`` tokens and verify fewer; next to each that spreads, its counterpart."""
-    half = most // 2
-    plans = (Plan(most, most // 4), Plan(most, half), Plan(most, half, spread=(half + 1) // 2))
-    return list(dict.fromkeys(plans))
 
 
 def _planning_controller(engine: Engine, surface: CostSurface, plan: Plan) -> Controller:

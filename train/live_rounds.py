@@ -11,7 +11,7 @@ import numpy as np
 
 from specpilot.controllers import KINDS, Controller, CostSurface, Decision, DraftLevel, RoundOutcome, RoundState
 from specpilot.controllers.controller import FloatArray, IntArray, Looks
-from specpilot.controllers.round_overhead import NO_OVERHEAD, RoundWork, padding
+from specpilot.controllers.round_overhead import NO_OVERHEAD, RoundWork, idleness, padding
 from specpilot.engine import Engine
 from specpilot.train.overhead_fit import MeasuredRounds
 
@@ -127,6 +127,7 @@ class RoundMeter:
             noise_rows=int((drafted + 1)[state.temperature > 0].sum()),
             planned=int(controller.plans),
             padded=int(padding(verified)),
+            idle=int(idleness(drafted)),
         )
         phases = tuple(float(getattr(record, f"{kind}_seconds")) for kind in KINDS)
         return LiveRound(work, tuple(float(own[kind]) for kind in KINDS), phases, seconds, controller.seconds)

@@ -50,7 +50,7 @@ def random_round(seed: int, max_lag: int) -> tuple[CostSurface, list[int], Round
     )
     overhead = RoundOverhead(constant=0.5, per_level=0.2, per_verified_token=0.05, drafting=0.3)
     # Noise is shared out evenly, which is not exact: not both at a time.
-    more = {"per_padded_token": 0.15} if seed % 2 else {"per_noise_row": 0.01}
+    more = {"per_padded_token": 0.15, "per_idle_request": 0.05} if seed % 2 else {"per_noise_row": 0.01}
     batch = int(rng.integers(1, 5))
     state = round_state(batch, lag=rng.integers(0, max_lag + 1, batch), temperature=rng.integers(0, 2, batch))
     accepted = rng.integers(0, 4, batch).tolist()

@@ -58,9 +58,9 @@ class ByTheRule(Controller):
         curve = verify_curve(verify, batch, requests * self.action.max_length)
         return RoundSeconds(
             plain=interpolate(costs.verify, batch, 1.0, longest) + work[0] + batch * work[1],
-            draft=(np.asarray(level) + work[3] * counts) * (counts > 0),
+            draft=(np.asarray(level) + work[3] * counts) * (counts > 0) + work[13] * (requests - counts) * (counts > 1),
             curve=curve + work[4] * np.arange(len(curve)),
-            fixed=work[8],
+            fixed=work[8] + work[12] * (self.asked_levels > 0),
             per_level=work[2],
             noise=work[7],
             stop=interpolate(costs.catch_up, 1, 1.0, longest),

@@ -28,6 +28,8 @@ OVERHEAD = RoundOverhead(
     planning=3e-4,
     per_planned_request=2e-5,
     per_padded_token=1.5e-5,
+    asking=2.5e-4,
+    per_idle_request=2.5e-5,
     draft_factor=1.2,
     verify_factor=1.1,
     catch_up_factor=0.9,
@@ -61,6 +63,7 @@ def random_rounds(count: int, noise: float, seed: int = 0, outliers: float = 0.0
         noise_rows=rng.binomial(requests, 0.5) * (levels + 1),
         planned=rng.random(count) < 0.5,
         padded=rng.binomial(requests * levels, 0.3),
+        idle=rng.binomial(requests * levels, 0.2),
     )
     passes = np.column_stack(
         [
@@ -76,7 +79,7 @@ def random_rounds(count: int, noise: float, seed: int = 0, outliers: float = 0.0
 
 
 def test_each_coefficient_counts_its_own_unit() -> None:
-    work = RoundWork(3, 2, drafted=5, verified=4, asked_levels=1, asked=3, noise_rows=6, planned=1, padded=7)
+    work = RoundWork(3, 2, drafted=5, verified=4, asked_levels=1, asked=3, noise_rows=6, planned=1, padded=7, idle=8)
     counts = {
         "constant": 1,
         "per_request": 3,
@@ -90,11 +93,15 @@ def test_each_coefficient_counts_its_own_unit() -> None:
         "planning": 1,
         "per_planned_request": 3,
         "per_padded_token": 7,
+        "asking": 1,
+        "per_idle_request": 8,
     }
     assert tuple(counts) == COEFFICIENTS
     for name, count in counts.items():
         assert float(RoundOverhead(**{name: 2.0}).seconds(work)) == 2.0 * count
-    np.testing.assert_array_equal(RoundOverhead(drafting=1.0).seconds(RoundWork(1, np.asarray([0, 3]), 0, 0)), [0, 1])
+    for name, no_or_three in (("drafting", {"levels": [0, 3]}), ("asking", {"levels": 3, "asked_levels": [0, 3]})):
+        work = RoundWork(**{"requests": 1, "levels": 0, "drafted": 0, "verified": 0, **no_or_three})
+        np.testing.assert_array_equal(RoundOverhead(**{name: 1.0}).seconds(work), [0, 1])
     np.testing.assert_array_equal(OVERHEAD.coefficients(), [getattr(OVERHEAD, name) for name in COEFFICIENTS])
 
 
@@ -143,8 +150,8 @@ def test_a_file_with_a_wrong_overhead_is_refused(tmp_path: Path, damaged: Any) -
         CostSurface.load(path)
 
 
-def test_an_older_file_says_nothing_of_planning_and_padding() -> None:
-    later = ("planning", "per_planned_request", "per_padded_token")
+def test_an_older_file_says_nothing_of_what_was_added_since() -> None:
+    later = ("planning", "per_planned_request", "per_padded_token", "asking", "per_idle_request")
     document = {name: value for name, value in OVERHEAD.document().items() if name not in later}
     assert RoundOverhead.parse(document) == replace(OVERHEAD, **dict.fromkeys(later, 0.0))
 
@@ -157,7 +164,7 @@ def test_a_round_is_priced_with_factors_and_overhead() -> None:
         assert getattr(priced, kind) == pytest.approx(getattr(plain, kind) * OVERHEAD.factor(kind))
     assert plain.verify == pytest.approx(bare.seconds("verify", 3, 4 / 3 + 1, 99))
     work = RoundWork(
-        requests=3, levels=3, drafted=5, verified=4, asked_levels=2, asked=4, noise_rows=4 + 3, padded=2 + 3
+        requests=3, levels=3, drafted=5, verified=4, asked_levels=2, asked=4, noise_rows=4 + 3, padded=2 + 3, idle=1 + 1
     )
     seconds = surface.round_seconds(
         lengths, contexts, lags, verified=verified, temperatures=[0.0, 1.0, 0.6], asked_levels=2

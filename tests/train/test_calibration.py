@@ -26,13 +26,16 @@ OVERHEAD = RoundOverhead(
     drafting=2e-4,
     planning=1.5e-4,
     per_planned_request=8e-6,
+    asking=3e-4,
     per_padded_token=2e-5,
+    per_idle_request=3e-5,
     catch_up_factor=0.9,
     prefill_factor=1.2,
 )
+RAGGED = {"per_padded_token": 2e-5, "per_idle_request": 3e-5}
 WHERE = (
-    ("drafting", "per_level", "per_drafted_token", "per_asked_level", "per_asked_token"),
-    ("per_verified_token", "per_noise_row", "per_padded_token"),
+    ("drafting", "per_level", "per_drafted_token", "asking", "per_asked_level", "per_asked_token"),
+    ("per_verified_token", "per_noise_row"),
     ("constant", "per_request", "planning", "per_planned_request"),
 )
 """Which of the costs come up while drafting, while verifying, and on the host."""
@@ -42,7 +45,6 @@ PLANS = (
     *(Plan(length, length, looks, planned=True) for length, looks in ((2, 0), (2, 1), (8, 0), (8, 1), (8, 7))),
     Plan(8, 2),
     Plan(8, 4),
-    Plan(8, 4, spread=2),
 )
 
 
@@ -60,7 +62,6 @@ def synthetic_round(
         asked=plan.looks * batch,
         noise_rows=(drafted + batch) * (plan.temperature > 0),
         planned=int(plan.planned and not plan.looks),  # Where there are looks the plan holds.
-        padded=(plan.spread + (plan.spread > 0)) * batch,
     )
     verify = 3e-3 + 3e-4 * (batch * (1 + plan.verified)) ** 1.1
     passes = (plan.length * (7e-4 + 3e-5 * batch), verify, 2e-3 * moving, 3e-3 * moving)
@@ -82,8 +83,7 @@ def units(work: RoundWork, name: str) -> float:
 def synthetic_block(batch: int, rng: np.random.Generator) -> Block:
     """Rounds with noise of some percent; the spells of a machine that is slow for a while differ between blocks."""
     slow = float(rng.uniform(0.7, 2.0))
-    plans = [plan for plan in PLANS if batch > 1 or not plan.spread]
-    rounds = {plan: [synthetic_round(plan, batch, slow, rng) for _ in range(8)] for plan in plans}
+    rounds = {plan: [synthetic_round(plan, batch, slow, rng) for _ in range(8)] for plan in PLANS}
     passes = [("draft", 1), *(("verify", 1 + tokens) for tokens in (0, 2, 4, 8))]
     return Block(
         batch, rounds, [synthetic_round(PLANS[0], batch, slow, rng, moving=True)], dict.fromkeys(passes, slow), slow
@@ -92,7 +92,7 @@ def synthetic_block(batch: int, rng: np.random.Generator) -> Block:
 
 def test_known_costs_are_recovered_on_a_machine_whose_speed_drifts() -> None:
     rng = np.random.default_rng(0)
-    found = overhead_of([synthetic_block(batch, rng) for _ in range(3) for batch in (1, 2, 4, 8, 16, 32)])
+    found = overhead_of([synthetic_block(batch, rng) for _ in range(3) for batch in (1, 2, 4, 8, 16, 32)], RAGGED)
     for own in fields(RoundOverhead):
         known = getattr(OVERHEAD, own.name)
         assert getattr(found, own.name) == pytest.approx(known, rel=0.25), own.name
@@ -104,7 +104,7 @@ def test_errors_of_the_surface_at_one_batch_are_not_taken_for_overhead() -> None
     rng = np.random.default_rng(0)
     right = [synthetic_block(batch, rng) for _ in range(3) for batch in (1, 2, 4, 8, 16, 32)]
     wrong = [_misjudged(block, 1.3) if block.batch == 4 else block for block in right]
-    found = overhead_of(wrong)
+    found = overhead_of(wrong, RAGGED)
     for name in ("constant", "per_request", "per_verified_token", "per_asked_level"):
         assert getattr(found, name) == pytest.approx(getattr(OVERHEAD, name), rel=0.4), name
 
@@ -115,7 +115,7 @@ def test_a_reference_that_the_surface_misjudges_does_not_change_what_is_found() 
     wrong = [replace(block, machine_slowness=0.6 * block.machine_slowness) for block in right]
     blocks, level = levelled(wrong)
     assert level == pytest.approx(1 / 0.6)
-    assert overhead_of(blocks).coefficients() == pytest.approx(overhead_of(right).coefficients())
+    assert overhead_of(blocks, RAGGED).coefficients() == pytest.approx(overhead_of(right, RAGGED).coefficients())
 
 
 def _misjudged(block: Block, factor: float) -> Block:
@@ -152,8 +152,7 @@ def test_clean_rounds_do_what_their_plans_say(tiny_pair: Pair, surface: CostSurf
     for plan, rounds in block.rounds.items():
         asked, rows = plan.looks, (plan.length + 1) * (plan.temperature > 0)
         planned = plan.planned and not plan.looks
-        verified, padded = 2 * plan.verified, 2 * (plan.spread + (plan.spread > 0))
-        expected = (2, plan.length, 2 * plan.length, verified, asked, 2 * asked, 2 * rows, planned, padded)
+        expected = (2, plan.length, 2 * plan.length, 2 * plan.verified, asked, 2 * asked, 2 * rows, planned)
         assert len(rounds) >= 2 and {own.work for own in rounds} == {RoundWork(*expected)}
         assert all(own.seconds >= sum(own.phases) > 0 for own in rounds)
 
