@@ -20,6 +20,13 @@ NewLengths = Callable[[DraftLevel], NDArray[np.int64]]
 AfterLevel = Callable[[int, IntArray, FloatArray, FloatArray], IntArray]
 
 
+@dataclass
+class AskingTime:
+    """What asking the controller between the levels of a round has taken so far."""
+
+    seconds: float = 0.0
+
+
 @dataclass(frozen=True)
 class DraftContext:
     """What a drafter needs to know about a round beside the requests."""
@@ -41,6 +48,8 @@ class DraftContext:
     """Ask also about the requests that have reached their length, whose answer then does not matter."""
     after_level: AfterLevel | None = None
     """Asked in place of ``new_lengths`` where it is not None: `controllers.controller.Looks.after`."""
+    asking: AskingTime = field(default_factory=AskingTime)
+    """Grows with every question, what it takes to put it included."""
 
     @property
     def draws(self) -> bool:

@@ -356,6 +356,7 @@ class Engine:
             kv_use=self._kv_use(),
             switches=switches,
             draft_seconds=result.draft_seconds,
+            asking_seconds=result.asking_seconds,
             verify_seconds=result.verify_seconds,
             catch_up_seconds=result.catch_up.seconds,
             prefill_seconds=prefill[1],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,6 +24,7 @@ class LevelQuestions:
         self, context: DraftContext, requests: Sequence[Request], bound: IntArray, agreement: TextAgreement
     ) -> None:
         """``bound`` ``[B]``: most tokens of each."""
+        start = time.perf_counter()
         self._context, self._bound, self._agreement = context, bound, agreement
         self._shortest = int(bound.min())
         self._unknown = np.full(len(bound), np.nan)
@@ -30,6 +32,7 @@ class LevelQuestions:
         if "agreement" in context.level_features:
             self._slots = agreement.update(requests)
             self._drafted = np.empty((len(bound), min(int(bound.max()), context.asked_levels)), dtype=np.int64)
+        context.asking.seconds += time.perf_counter() - start
 
     def after(self, depth: int, rows: IntArray, chosen: ChosenTokens, tempered: torch.Tensor) -> IntArray:
         """``[A]`` lengths after level ``depth`` of ``rows`` ``[A]``, which drafted at it; ``depth``: stop.
@@ -37,6 +40,12 @@ class LevelQuestions:
         ``tempered`` ``[A, vocab_size]``: the drafter's logits after filters and temperature. Who has all its tokens is
         not asked about, unless the controller wants to know of the last level too.
         """
+        start = time.perf_counter()
+        lengths = self._answers(depth, rows, chosen, tempered)
+        self._context.asking.seconds += time.perf_counter() - start
+        return lengths
+
+    def _answers(self, depth: int, rows: IntArray, chosen: ChosenTokens, tempered: torch.Tensor) -> IntArray:
         if self._drafted is not None:
             self._drafted[rows, depth - 1] = chosen.on_host()
         if depth < self._shortest or self._context.asks_last_level:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..controllers import Controller, Decision
 from ..controllers.controller import Looks
 from .controller_answers import ask_verify_lengths, checked_looks, checked_new_lengths, wanted_features
-from .drafter import Draft, DraftContext, Drafter
+from .drafter import AskingTime, Draft, DraftContext, Drafter
 from .forward_batch import Segment, build_batch
 from .kv_cache import KVCache
 from .models import ModelRunner
@@ -47,6 +47,8 @@ class RoundResult:
     catch_up: CatchUp
     draft_seconds: float
     verify_seconds: float
+    asking_seconds: float = 0.0
+    """Of ``draft_seconds``, what asking the controller between the levels took."""
 
     @property
     def model_seconds(self) -> float:
@@ -105,7 +107,8 @@ class Speculator:
         width = int(decision.num_speculative_tokens.max()) + 1
         noise = RoundNoise(requests, sampling, width, self.vocab_size, self.target.device) if self.coupled else None
         start = time.perf_counter()
-        drafts = self._draft(requests, decision, sampling, noise, draw)
+        asking = AskingTime()
+        drafts = self._draft(requests, decision, sampling, noise, draw, asking)
         drafted = time.perf_counter()
         sent = self._trimmed(drafts, decision.looks or self.controller)
         trimmed = time.perf_counter()
@@ -124,6 +127,7 @@ class Speculator:
             catch_up=catch_up,
             draft_seconds=drafted - start,
             verify_seconds=verified - trimmed,
+            asking_seconds=asking.seconds,
         )
 
     def _draft(
@@ -133,12 +137,13 @@ class Speculator:
         sampling: RowSampling,
         noise: RoundNoise | None,
         draw: int,
+        asking: AskingTime,
     ) -> list[Draft | None]:
         drafts: list[Draft | None] = [None] * len(requests)
         lengths = decision.num_speculative_tokens
         speculating = np.flatnonzero(lengths)
         if self.drafter is not None and speculating.size:
-            context = self._draft_context(sampling, noise, speculating, draw, decision.looks)
+            context = self._draft_context(sampling, noise, speculating, draw, decision.looks, asking)
             chosen = [requests[index] for index in speculating.tolist()]
             proposed = self.drafter.propose(chosen, lengths[speculating], context)
             for index, proposal in zip(speculating.tolist(), proposed, strict=True):
@@ -166,6 +171,7 @@ class Speculator:
         speculating: NDArray[np.int64],
         draw: int,
         looks: Looks | None,
+        asking: AskingTime,
     ) -> DraftContext:
         asked_levels = self.controller.asked_levels if looks is None else looks.levels
         features = wanted_features(self.controller) if asked_levels else frozenset[str]()
@@ -179,6 +185,7 @@ class Speculator:
             asked_levels=asked_levels,
             level_features=features,
             asks_last_level=self.coupled and (looks or self.controller).trims,
+            asking=asking,
         )
 
     def _verify(

@@ -60,6 +60,8 @@ class RoundRecord:
     prefill_seconds: float
     host_seconds: float
     """Everything else: scheduling, controller, acceptance, text."""
+    asking_seconds: float = 0.0
+    """Of ``draft_seconds``, what asking the controller between the levels took."""
 
     @property
     def total_seconds(self) -> float:

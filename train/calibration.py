@@ -103,15 +103,15 @@ def levelled(blocks: Sequence[Block]) -> tuple[list[Block], float]:
 def overhead_of(blocks: Sequence[Block], ragged: Mapping[str, float]) -> RoundOverhead:
     """The overhead by what was measured to find it; ``ragged``: what passes of unlike requests have told.
 
-    What planning costs: deciding and observing in rounds that plan against rounds that do not. Asking: rounds with
-    looks, whose plan holds, against rounds that neither plan nor look. Noise: rounds at temperature 1 against those at
-    0. Factors of prefill and catch-up: these phases over their passes. The rest: the phases of rounds at temperature 0
-    that do not plan, less passes of their sizes.
+    What planning costs: deciding and observing in rounds that plan against rounds that do not. Asking: the same, and
+    what goes on between the levels, in rounds with looks, whose plan holds, against rounds that neither plan nor look.
+    Noise: rounds at temperature 1 against those at 0. Factors of prefill and catch-up: these phases over their passes.
+    The rest: the phases of rounds at temperature 0 that do not plan, less passes of their sizes.
     """
     known = {
         **ragged,
         **fit_units(*_differences(blocks, _without_planning, _deciding), PLANNED),
-        **fit_units(*_differences(blocks, _without_asking, _beyond_drafts), ASKING),
+        **fit_units(*_differences(blocks, _without_asking, _deciding), ASKING),
         **fit_units(*_differences(blocks, _without_noise, _beyond_passes), NOISE),
         **{f"{kind}_factor": _phase_ratio(blocks, KINDS.index(kind)) for kind in ("catch_up", "prefill")},
     }
@@ -160,14 +160,8 @@ def _beyond_passes(block: Block, plan: Plan, own: LiveRound) -> float:
     return float(own.seconds - block.seconds_now(plan, own).sum()) / block.machine_slowness
 
 
-def _beyond_drafts(block: Block, plan: Plan, own: LiveRound) -> float:
-    """The same without verification: its time varies most, and does not depend on who was asked."""
-    rest = own.seconds - own.phases[KINDS.index("verify")]
-    return float(rest - block.seconds_now(plan, own)[KINDS.index("draft")]) / block.machine_slowness
-
-
 def _deciding(block: Block, plan: Plan, own: LiveRound) -> float:
-    """Seconds of the controller before and after the round: too few to be seen in those of a whole round."""
+    """Seconds of the controller: too few to be seen in those of a whole round, which vary by a tenth."""
     return own.deciding / block.machine_slowness
 
 

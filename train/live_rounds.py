@@ -31,7 +31,7 @@ class LiveRound(NamedTuple):
     seconds: float
     """As measured, of the whole step."""
     deciding: float = 0.0
-    """As measured, of the controller's `decide` and `observe`."""
+    """As measured, of the controller's `decide` and `observe`, and of asking it in between."""
 
 
 class WatchedController(Controller):
@@ -130,7 +130,8 @@ class RoundMeter:
             idle=int(idleness(drafted)),
         )
         phases = tuple(float(getattr(record, f"{kind}_seconds")) for kind in KINDS)
-        return LiveRound(work, tuple(float(own[kind]) for kind in KINDS), phases, seconds, controller.seconds)
+        deciding = controller.seconds + record.asking_seconds
+        return LiveRound(work, tuple(float(own[kind]) for kind in KINDS), phases, seconds, deciding)
 
     def slowness(self, kind: str, batch: int, tokens: int, context: int) -> float:
         """The seconds of a pass now, over those when the surface was measured; the engine must be idle."""

@@ -10,7 +10,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from specpilot.controllers import Action, Controller, Decision, DraftLevel, FixedPolicy, PricedController, RoundState
+from specpilot.controllers import (
+    Action,
+    ConstantController,
+    Controller,
+    Decision,
+    DraftLevel,
+    FixedPolicy,
+    PricedController,
+    RoundState,
+)
 from specpilot.controllers.guard import GuardedController
 from specpilot.engine import ControllerError, Engine, EngineConfig, Pair, SamplingParams
 from specpilot.engine.draft_kernel import best_two
@@ -71,6 +80,16 @@ def test_the_engine_plays_the_same_rounds_with_and_without_the_detour(
     assert detour.num_looks > 20 and detour.num_trims > 0
     rounds = np.concatenate([np.stack(own) for own in expected[1]], axis=1)
     assert len(set(rounds[0])) > 3 and (rounds[0] > rounds[1]).any()
+
+
+def test_what_asking_takes_is_told_and_part_of_drafting(pair: Pair, evaluation_prompts: list[list[int]]) -> None:
+    for own, asks in ((looking(2), True), (ConstantController(3), False)):
+        engine = Engine(pair, EngineConfig(max_num_seqs=2, max_model_len=256), own)
+        engine.generate([prompt[:48] for prompt in evaluation_prompts[:2]], PARAMS)
+        rounds = [record for record in engine.stats.rounds if any(record.num_drafted)]
+        assert len(rounds) > 5
+        assert all((record.asking_seconds > 0) == asks for record in rounds)
+        assert all(record.asking_seconds <= record.draft_seconds for record in rounds)
 
 
 class Never(Controller):

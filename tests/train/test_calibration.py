@@ -70,7 +70,8 @@ def synthetic_round(
     phases = [factor * own for factor, own in zip(factors, passes, strict=True)]
     parts = [phases[0] + beyond[0], phases[1] + beyond[1], *phases[2:], beyond[2]]
     noisy = [slowness * own * float(rng.lognormal(0.0, NOISE)) for own in parts]
-    planning = sum(getattr(OVERHEAD, name) * units(work, name) for name in ("planning", "per_planned_request"))
+    own = ("planning", "per_planned_request", "asking", "per_asked_level", "per_asked_token")
+    planning = sum(getattr(OVERHEAD, name) * units(work, name) for name in own)
     deciding = slowness * (3e-6 + float(planning)) * float(rng.lognormal(0.0, NOISE))
     return LiveRound(work, passes, tuple(noisy[:4]), sum(noisy), deciding)
 
