@@ -22,7 +22,8 @@ from specpilot.train.overhead_fit import MeasuredRounds, fit_overhead, fit_repor
 from specpilot.train.ragged_passes import RaggedTimes
 from specpilot.train.random_rounds import EPISODE_ROUNDS, RandomRounds
 
-ASKING = ("asking", "per_asked_level", "per_asked_token")
+ASKED = ("asking", "per_asked_level", "per_asked_token")
+ASKING = ("asking",)
 NOISE = ("per_noise_row",)
 PLANNED = ("planning", "per_planned_request")
 PHASES = {
@@ -103,15 +104,14 @@ def levelled(blocks: Sequence[Block]) -> tuple[list[Block], float]:
 def overhead_of(blocks: Sequence[Block], ragged: Mapping[str, float]) -> RoundOverhead:
     """The overhead by what was measured to find it; ``ragged``: what passes of unlike requests have told.
 
-    What planning costs: deciding and observing in rounds that plan against rounds that do not. Asking: the same, and
-    what goes on between the levels, in rounds with looks, whose plan holds, against rounds that neither plan nor look.
+    What planning costs: deciding and observing in rounds that plan against rounds that do not. Asking: `asking_costs`.
     Noise: rounds at temperature 1 against those at 0. Factors of prefill and catch-up: these phases over their passes.
     The rest: the phases of rounds at temperature 0 that do not plan, less passes of their sizes.
     """
     known = {
         **ragged,
         **fit_units(*_differences(blocks, _without_planning, _deciding), PLANNED),
-        **fit_units(*_differences(blocks, _without_asking, _deciding), ASKING),
+        **asking_costs(blocks),
         **fit_units(*_differences(blocks, _without_noise, _beyond_passes), NOISE),
         **{f"{kind}_factor": _phase_ratio(blocks, KINDS.index(kind)) for kind in ("catch_up", "prefill")},
     }
@@ -123,6 +123,20 @@ def overhead_of(blocks: Sequence[Block], ragged: Mapping[str, float]) -> RoundOv
         for name in names:
             total[name] += getattr(found, name)
     return RoundOverhead(**{**total, **known})
+
+
+def asking_costs(blocks: Sequence[Block]) -> dict[str, float]:
+    """What rounds with looks take longer than rounds that neither plan nor look, once and for all that is asked.
+
+    The answers alone are too short to be seen in whole rounds, so they are timed. What they cost the passes behind
+    them, whose code and weights they drive from the processor's caches, is not in that: rounds say it, once a round.
+    """
+    cells, answering = _differences(blocks, _without_asking, _deciding)
+    answers = fit_units(cells, answering, ASKED)
+    known = RoundOverhead(**answers | {"asking": 0.0}).seconds(cells.work) if len(cells) else answering
+    _, longer = _differences(blocks, _without_asking, _beyond_drafts)
+    in_rounds = fit_units(cells, longer - known, ASKING)
+    return {**answers, "asking": max(answers["asking"], in_rounds["asking"])}
 
 
 def fit_phase(blocks: Sequence[Block], phase: str, names: Sequence[str]) -> RoundOverhead:
@@ -158,6 +172,12 @@ def _only(phase: str, own: LiveRound) -> LiveRound:
 def _beyond_passes(block: Block, plan: Plan, own: LiveRound) -> float:
     """Seconds of a round beyond its passes, on a machine as fast as when the surface was measured."""
     return float(own.seconds - block.seconds_now(plan, own).sum()) / block.machine_slowness
+
+
+def _beyond_drafts(block: Block, plan: Plan, own: LiveRound) -> float:
+    """Seconds beyond draft passes, without verification: its time varies most, and does not depend on who was asked."""
+    rest = own.seconds - own.phases[KINDS.index("verify")]
+    return float(rest - block.seconds_now(plan, own)[KINDS.index("draft")]) / block.machine_slowness
 
 
 def _deciding(block: Block, plan: Plan, own: LiveRound) -> float:
