@@ -117,14 +117,15 @@ class CleanRounds:
         self.batches = sorted({min(2**power, slots) for power in range(slots.bit_length() + 1)})
         lengths = sorted({max(1, most // 4), max(1, most // 2), most}) if most else []
         self.plain = [Plan(0, 0), Plan(0, 0, temperature=1.0)]
-        self.drafting = [Plan(length, length, temperature=own) for own in (0.0, 1.0) for length in lengths]
+        # What is compared is served one after the other.
+        self.drafting = [Plan(length, length, temperature=own) for length in lengths for own in (0.0, 1.0)]
         if most:
             short = lengths[0]
             # After the last level that was decided on there is nothing to ask.
             looking = {(own, min(looks, own - 1)) for own in (short, most) for looks in (0, 1, most)}
             planned = [Plan(own, own, looks, planned=True) for own, looks in sorted(looking)]
             trimmed = dict.fromkeys((Plan(most, most // 4), Plan(most, most // 2)))
-            self.drafting[len(lengths) : len(lengths)] = [*planned, *trimmed]
+            self.drafting += [*planned, *trimmed]
         self._planning = {
             own: _planning_controller(self.engine, meter.surface, own) for own in self.drafting if own.planned
         }
