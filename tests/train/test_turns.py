@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 
 from specpilot.controllers import ConstantController
@@ -24,6 +26,7 @@ def test_everyone_serves_all_requests_with_the_recorded_texts(pair: Pair, evalua
 
     services = {name: service(length) for name, length in (("off", 0), ("drafting", 3))}
     take_turns(services)
+    assert gc.get_freeze_count() == 0, "what was kept from collection is given back"
     off, drafting = (own.run() for own in services.values())
     assert off.outputs == drafting.outputs
     assert [len(tokens) for tokens in off.outputs] == trace.output_tokens.tolist()
