@@ -124,10 +124,8 @@ class ModelDrafter(Drafter):
                     tokens, last = tokens.index_select(0, kept), kept if last is None else last.index_select(0, kept)
                 if depth >= context.asked_levels:
                     shortest = int(lengths[active].min())
-            step, last = (
-                self._next_step(step, last, [requests[index] for index in active.tolist()], depth, tokens),
-                None,
-            )
+            going_on = [requests[index] for index in active.tolist()]
+            step, last = self._next_step(step, last, going_on, depth, tokens), None
             logits = self.runner.forward(step, self.cache)
         for level in levels:
             level.add_to(drafts)
