@@ -124,8 +124,7 @@ class ModelDrafter(Drafter):
                     tokens, last = tokens.index_select(0, kept), kept if last is None else last.index_select(0, kept)
                 if depth >= context.asked_levels:
                     shortest = int(lengths[active].min())
-            going_on = [requests[index] for index in active.tolist()]
-            step, last = self._next_step(step, last, going_on, depth, tokens), None
+            step, last = self._next_step(step, last, requests, active, depth, tokens), None
             logits = self.runner.forward(step, self.cache)
         for level in levels:
             level.add_to(drafts)
@@ -164,14 +163,16 @@ class ModelDrafter(Drafter):
         self,
         step: ForwardBatch,
         last: torch.Tensor | None,
-        active: Sequence[Request],
+        requests: Sequence[Request],
+        active: NDArray[np.int64],
         depth: int,
         tokens: torch.Tensor,
     ) -> ForwardBatch:
         """Feed ``tokens`` ``[A]`` to the ``active``, after their ``last`` ones in ``step``."""
         if len(active) == 1 and step.rows > 1:  # A batch of its own attends over one row of the cache.
-            context = len(active[0].token_ids) + depth - 1
-            return build_step(tokens, [active[0].slot], [context], self.cache.slot_length, self.runner.device)
+            request = requests[active.item()]
+            context = len(request.token_ids) + depth - 1
+            return build_step(tokens, [request.slot], [context], self.cache.slot_length, self.runner.device)
         return step.advance(tokens, last)
 
     def _perturbed(

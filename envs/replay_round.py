@@ -17,6 +17,20 @@ from ..controllers.compiled import (
     update_history,
 )
 from ..controllers.cost_table import CHUNK_STEP, CostTable
+from ..controllers.price_rule import (
+    ANSWER,
+    ASKED,
+    ASKING,
+    DRAFTING,
+    IDLE,
+    LEVEL,
+    NOISE,
+    PADDED,
+    PLANNED_REQUEST,
+    PLANNING,
+    REQUEST_LEVEL,
+    VERIFIED,
+)
 from .replay_queue import pass_time
 from .replay_requests import contexts, positions, temperatures
 from .replay_state import Fleet, FloatArray, IntArray, Recording, Schedule
@@ -64,12 +78,12 @@ def round_seconds(
     if behind > 0:
         catch_up = interpolate(costs.catch_up, behind, max(tokens / behind / CHUNK_STEP, 1.0), float(seen))
     work = costs.overhead
-    other = work[0] + work[1] * batch + work[2] * deepest + work[3] * drafted.sum() + work[4] * verified.sum()
-    other += work[5] * asked_levels + work[6] * asked + work[8] * (deepest > 0)
-    other += planned * (work[9] + work[10] * batch)
-    other += work[11] * padded_tokens(batch * verified.max() - verified.sum(), batch)
-    other += work[12] * (asked_levels > 0) + work[13] * idle
-    other += work[7] * np.sum((temperature > 0) * (drafted + 1))
+    other = work[0] + work[1] * batch + work[LEVEL] * deepest + work[REQUEST_LEVEL] * drafted.sum()
+    other += work[VERIFIED] * verified.sum() + work[DRAFTING] * (deepest > 0)
+    other += work[ASKING] * (asked_levels > 0) + work[ASKED] * asked_levels + work[ANSWER] * asked
+    other += planned * (work[PLANNING] + work[PLANNED_REQUEST] * batch)
+    other += work[IDLE] * idle + work[PADDED] * padded_tokens(batch * verified.max() - verified.sum(), batch)
+    other += work[NOISE] * np.sum((temperature > 0) * (drafted + 1))
     return catch_up, draft, verify, other
 
 
