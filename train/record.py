@@ -78,8 +78,8 @@ class RecordConfig:
     device: str = "cpu"
     dtype: str = "float32"
     engine: str = "embedded"
-    """``vllm``: record from vLLM and measure its steps, for controllers that will steer it. It must be installed, and
-    ``mix.temperatures`` be 0; ``calibration_rounds`` and ``device`` do not apply."""
+    """``vllm``: record from vLLM and measure its steps, for controllers that will steer it. It must be installed;
+    ``calibration_rounds`` and ``device`` do not apply."""
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:

@@ -3,7 +3,8 @@
 vLLM runs no single passes. So its steps are timed, and in each the part that drafts (`propose_draft_token_ids` of
 ``v1/worker/gpu_model_runner.py``, catch-up included). The rest of a step that verifies is the pass ``verify``, with
 all that vLLM does around it; what a draft of 8 tokens takes longer than one of 2 gives the pass ``draft``. The first
-level of a draft also takes in the tokens of the round before: what it costs more goes into the surface's overhead.
+level of a draft also takes in the tokens of the round before: what it costs more goes into the surface's overhead, and
+so does what steps of requests that sample take longer than those of greedy ones.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ class StepGrid:
     """Prompts, and what a drafter has missed."""
     steps: int = 2
     """Measured in a row, for each length."""
+    sampled_context: int = 64
+    """Where steps are measured that sample, too."""
     sweeps: int = 4
     """Over the whole grid, in shuffled order: a slow spell of the machine then hits different points."""
 
@@ -105,9 +108,9 @@ class StepMeter:
         return StepTime(self._draft_seconds, time.perf_counter() - start - self._draft_seconds)
 
     @contextmanager
-    def requests(self, batch: int, prompt: int, steps: int) -> Iterator[None]:
+    def requests(self, batch: int, prompt: int, steps: int, temperature: float = 0.0) -> Iterator[None]:
         """``batch`` requests of ``prompt`` random tokens that go on for ``steps`` steps at least."""
-        params = SamplingParams(max_tokens=steps + 2, ignore_eos=True)
+        params = SamplingParams(temperature=temperature, max_tokens=steps + 2, ignore_eos=True)
         names = [
             self.engine.add_request(self.rng.integers(self.vocabulary, size=prompt).tolist(), params)
             for _ in range(batch)
@@ -117,11 +120,14 @@ class StepMeter:
         finally:
             drop_requests(self.engine, names)
 
-    def decode_times(self, batch: int, context: int, grid: StepGrid) -> dict[int, list[StepTime]]:
+    def decode_times(
+        self, batch: int, context: int, grid: StepGrid, temperature: float = 0.0
+    ) -> dict[int, list[StepTime]]:
         """Steps of each speculation length, at about ``context`` tokens."""
         total = len(grid.lengths) * (grid.steps + 1)
         times: dict[int, list[StepTime]] = {}
-        with self.requests(batch, max(1, context - total // 2), total + context):
+        # Above 0 a spoiled draft may be accepted, which takes no longer but ends a request sooner.
+        with self.requests(batch, max(1, context - total // 2), 2 * total + context, temperature):
             while any(request.is_prefill_chunk or not request.num_output_tokens for request in self._alive()):
                 self.step(grid.lengths[-1], verify=False)
             for length in self.rng.permutation(grid.lengths).tolist():
@@ -155,8 +161,10 @@ def measure_steps(
     chunks = list(product(grid.chunk_batches, grid.chunk_tokens))
     times: dict[tuple[int, int], dict[int, list[StepTime]]] = {}
     chunked: dict[tuple[int, int], list[tuple[float, float]]] = {}
+    sampled: list[tuple[int, float]] = []
     jobs: list[Any] = [partial(_enter_decode, meter, grid, times, *own) for own in decode]
     jobs += [partial(_enter_chunk, meter, grid, chunked, *own) for own in chunks]
+    jobs += [partial(_enter_sampled, meter, grid, sampled, own) for own in grid.batches]
     with meter.timing(), tqdm(total=len(jobs) * grid.sweeps, desc="cost surface", disable=not progress) as bar:
         jobs[0]()  # Warms up.
         times.clear()
@@ -164,7 +172,8 @@ def measure_steps(
             for number in meter.rng.permutation(len(jobs)).tolist():
                 jobs[number]()
                 bar.update()
-    return surface_of(grid, times, chunked, fingerprint_fields(engine))
+    surface = surface_of(grid, times, chunked, fingerprint_fields(engine))
+    return replace(surface, overhead=replace(surface.overhead, per_noise_row=sampled_row_seconds(sampled)))
 
 
 def _enter_decode(
@@ -173,6 +182,22 @@ def _enter_decode(
     own = times.setdefault((batch, context), {length: [] for length in grid.lengths})
     for length, found in meter.decode_times(batch, context, grid).items():
         own[length] += found
+
+
+def _enter_sampled(meter: StepMeter, grid: StepGrid, rows: list[tuple[int, float]], batch: int) -> None:
+    """For every speculation length: rows of logits, and what sampling from them takes longer than their maximum."""
+    greedy, sampling = (meter.decode_times(batch, grid.sampled_context, grid, own) for own in (0.0, 1.0))
+    for length in grid.lengths:
+        longer = np.median([own.rest for own in sampling[length]]) - np.median([own.rest for own in greedy[length]])
+        rows.append((batch * (length + 1), float(longer)))
+
+
+def sampled_row_seconds(rows: list[tuple[int, float]]) -> float:
+    """Seconds of a row, by least absolute deviations from rows and seconds: one slow step then does not count."""
+    number, seconds = np.asarray(rows, dtype=np.float64).T
+    order = np.argsort(seconds / number)
+    middle = np.searchsorted(np.cumsum(number[order]), number.sum() / 2)
+    return max(0.0, float((seconds / number)[order[middle]]))
 
 
 def _enter_chunk(

@@ -3,6 +3,11 @@
 Every step drafts as far as asked, and its drafts are dropped before verification: the step after it commits one token
 and drafts again. A draft is compared with the text that followed. vLLM gives no confidences and no draft before the
 first token, which comes out of the prefill (`Trace.tokens_from_prefill`).
+
+Above temperature 0 vLLM's text is another with every draft, but a recording has the right distribution. vLLM drafts the
+most likely token (``draft_sample_method: greedy``, its default); verification keeps such a token with the probability
+that the target gives it, and else draws another in proportion (`arXiv 2211.17192 <https://arxiv.org/abs/2211.17192>`_).
+To draw the target's token first, and to keep the draft where it is the same, is the same law.
 """
 
 from __future__ import annotations
@@ -69,15 +74,15 @@ def record_vllm_requests(
     """Record ``requests`` with drafts of ``engine.config.max_num_speculative_tokens`` tokens.
 
     ``engine``: idle, with the `RecordingScheduler`. A request that ends with its first token is left out: it has no
-    round. Raises `RecordingError` for a temperature above 0: there the outcome of a round depends on the drafts, and a
-    text does not tell what would have been accepted.
+    round. Raises `RecordingError` for a temperature above 0 where drafts are not the most likely tokens: a text does
+    not tell what would have been accepted then.
     """
-    for number, request in enumerate(requests):
-        if request.params.temperature > 0:
-            raise RecordingError(
-                f"request {number} has temperature {request.params.temperature:g}; vLLM's texts depend on the drafts "
-                "above 0, so a recording needs 0: set mix.temperatures to [0.0]"
-            )
+    hottest = max((request.params.temperature for request in requests), default=0.0)
+    if hottest > 0 and not engine.drafts_greedily:
+        raise RecordingError(
+            f"vLLM samples its drafts, so that requests of temperature {hottest:g} cannot be recorded; set "
+            "draft_sample_method to greedy, or mix.temperatures to [0.0]"
+        )
     longest = engine.config.max_num_speculative_tokens
     texts, drafts = _serve(engine, requests, longest, progress or (lambda stage, done, total: None))
     accepted = [_accepted(text, own, longest) for text, own in zip(texts, drafts, strict=True)]
@@ -140,7 +145,7 @@ def _trace(
         prompt_tokens=np.asarray([len(request.prompt) for request in requests], dtype=np.int32),
         output_tokens=np.asarray([len(text) for text in texts], dtype=np.int32),
         accepted_length=np.concatenate(accepted),
-        temperature=np.zeros(len(requests), dtype=np.float32),
+        temperature=np.asarray([request.params.temperature for request in requests], dtype=np.float32),
         category=np.asarray([categories.index(request.category) for request in requests], dtype=np.uint8),
         categories=categories,
         seed=np.asarray([request.params.seed or 0 for request in requests], dtype=np.int64),

@@ -84,6 +84,12 @@ class VllmEngine:
         return getattr(worker, "worker", worker).model_runner
 
     @property
+    def drafts_greedily(self) -> bool:
+        """The drafter proposes its most likely tokens at every temperature: vLLM's default."""
+        own = self.scheduler.vllm_config.speculative_config
+        return own is None or getattr(own, "draft_sample_method", "greedy") == "greedy"
+
+    @property
     def has_work(self) -> bool:
         """True while a request waits or runs."""
         return bool(self._tokens)
@@ -213,14 +219,17 @@ def numba_looked_at() -> Iterator[None]:
 
 
 def _sampling(params: SamplingParams) -> VllmSamplingParams:
+    """Without the seed on CPU: there vLLM moves a seeded generator back where a prompt is prefilled in chunks
+    (`_bookkeeping_sync` of ``v1/worker/gpu_model_runner.py``), which generators on CPU cannot."""
     from vllm import SamplingParams as VllmSamplingParams
+    from vllm.platforms import current_platform
     from vllm.sampling_params import RequestOutputKind
 
     return VllmSamplingParams(
         temperature=params.temperature,
         top_p=params.top_p,
         top_k=params.top_k,
-        seed=params.seed,
+        seed=None if current_platform.is_cpu() else params.seed,
         max_tokens=params.max_tokens,
         stop=list(params.stop_strings),
         ignore_eos=params.ignore_eos,

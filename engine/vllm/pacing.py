@@ -13,8 +13,8 @@ class Pacer:
     """Lets K follow what is wished for, when it has been wished for long enough.
 
     K rises where each of the last ``confirm_steps`` wishes was above it, to the least of them, and falls alike. Between
-    two changes are at least ``dwell_steps`` steps. Only the fall to 0 while requests wait is free of both: then every
-    token drafted in vain keeps somebody waiting.
+    two changes are at least ``dwell_steps`` steps. Free of both are the fall to 0 while requests wait, for then every
+    token drafted in vain keeps somebody waiting, and the first wish for other requests: that is no wavering.
     """
 
     def __init__(self, confirm_steps: int, dwell_steps: int) -> None:
@@ -25,13 +25,14 @@ class Pacer:
         self._run = list[int]()  # wishes in a row on the same side of K
         self._rested = 0  # steps in a row without a wish though K might have changed
 
-    def follow(self, wish: int, loaded: bool = False) -> int:
-        """K of the coming step. ``wish``: what the controller asks for; ``loaded``: requests wait."""
-        if self.length is None:
-            self.length = wish
+    def follow(self, wish: int, loaded: bool = False, fresh: bool = False) -> int:
+        """K of the coming step. ``wish``: what the controller asks for; ``loaded``: requests wait; ``fresh``: these are
+        other requests than those that K was granted to."""
+        length = self.length
+        if length is None or (fresh and wish != length):
+            length = self._change(wish)
         self._held += 1
         self._rested = 0
-        length = self.length
         if self._run and (wish > length) != (self._run[-1] > length):
             self._run.clear()
         if wish == length:
@@ -42,10 +43,13 @@ class Pacer:
         if not urgent and (len(self._run) < self._confirm_steps or self._held < self._dwell_steps):
             return length
         asked = self._run[-self._confirm_steps :]
-        self.length = 0 if urgent else min(asked) if wish > length else max(asked)
+        return self._change(0 if urgent else min(asked) if wish > length else max(asked))
+
+    def _change(self, length: int) -> int:
+        self.length = length
         self._held, self._rested = 0, self._dwell_steps  # After the dwell time the first wish is asked for at once.
         self._run.clear()
-        return self.length
+        return length
 
     @property
     def may_rest(self) -> bool:
@@ -77,6 +81,7 @@ class PacedController(Controller):
 
     def __init__(self, inner: Controller, pacer: Pacer) -> None:
         self.inner, self.pacer = inner, pacer
+        self._granted_to: frozenset[str] = frozenset()
 
     def decide(self, state: RoundState) -> Decision:
         """See `Controller.decide`."""
@@ -91,7 +96,11 @@ class PacedController(Controller):
         if min(lengths) < 0 or not told:
             return decision
         wish = max(told)
-        length = self.pacer.follow(wish, state.waiting > 0)
+        granted, before = state.request_ids, self.pacer.length
+        fresh = 2 * sum(name in self._granted_to for name in granted) < len(granted)
+        length = self.pacer.follow(wish, state.waiting > 0, fresh)
+        if fresh or length != before:
+            self._granted_to = frozenset(granted)
         if length > wish:
             return Decision(np.where(wished >= wish, length, wished))
         return decision if max(lengths) <= length else Decision(np.minimum(wished, length))

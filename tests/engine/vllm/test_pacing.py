@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -131,6 +132,23 @@ def test_lengths_of_requests_keep_their_order_and_their_own_cut() -> None:
     assert own.decide(state).num_speculative_tokens.tolist() == [0, 4, 0]
     inner.lengths = [1, 1, 1]
     assert own.decide(state).num_speculative_tokens.tolist() == [4, 4, 4]
+
+
+def test_other_requests_get_what_is_wished_for_them_at_once() -> None:
+    inner = Scripted([4])
+    own = PacedController(inner, pacer())
+    for name in range(30):  # One at a time, as in closed loop with one request.
+        inner.lengths = [2 + 6 * (name % 2)]
+        state = replace(round_state(1), request_ids=(f"request-{name}",))
+        told = [own.decide(state).num_speculative_tokens.item() for _ in range(5)]
+        assert told == inner.lengths * 5
+    names = tuple(f"steady-{name}" for name in range(4))
+    inner.lengths = [6] * 4
+    assert own.decide(replace(round_state(4), request_ids=names)).num_speculative_tokens.tolist() == [6] * 4
+    for step in range(40):  # One of four changes each time: the others hold K.
+        inner.lengths = [6 - step % 2] * 4
+        state = replace(round_state(4), request_ids=(f"new-{step}", *names[1:]))
+        assert max(own.decide(state).num_speculative_tokens.tolist()) == 6
 
 
 def test_faulty_decisions_pass_for_the_guard_to_judge() -> None:

@@ -12,7 +12,7 @@ from specpilot.engine import EngineConfig, SamplingParams
 from specpilot.engine.vllm.engine import VllmEngine, VllmEngineConfig
 from specpilot.envs.trace import Trace
 from specpilot.train.recording import RecordingError, TextRequest
-from specpilot.train.vllm_costs import StepGrid, StepTime, measure_steps, surface_of
+from specpilot.train.vllm_costs import StepGrid, StepTime, measure_steps, sampled_row_seconds, surface_of
 from specpilot.train.vllm_recording import VllmRecorder
 
 LONGEST = 4
@@ -98,8 +98,45 @@ def test_a_request_that_ends_with_its_first_token_is_left_out(
         recorder.record(requests[:1])
 
 
-def test_a_temperature_is_refused(recorder: VllmRecorder) -> None:
-    with pytest.raises(RecordingError, match=r"request 0 has temperature 0\.6.*mix\.temperatures"):
+def test_requests_that_sample_accept_as_much_as_the_recording_says(
+    recorder: VllmRecorder, pair_directory: Path, evaluation_prompts: list[list[int]]
+) -> None:
+    """Other texts, the same law: tokens per round over some thousand rounds, within four standard errors."""
+    params = SamplingParams(temperature=0.8, seed=1, max_tokens=96, ignore_eos=True)
+    prompts = evaluation_prompts[:24]
+    trace = recorder.record([TextRequest(tuple(prompt), params) for prompt in prompts])
+    assert set(trace.temperature.tolist()) == {np.float32(0.8)} and (trace.output_tokens == 96).all()
+    recorded = list[float]()
+    for first in trace.first.tolist():
+        at, rounds = 1, 0
+        while at < 96 - LONGEST:
+            at += 1 + int(trace.accepted_length[first + at])
+            rounds += 1
+        recorded.append((at - 1) / rounds)
+    directory = str(pair_directory / "target"), str(pair_directory / "drafter")
+    engine = VllmEngine(VllmEngineConfig(*directory, max_num_seqs=1, max_num_speculative_tokens=LONGEST))
+    served = list[float]()
+    for prompt in prompts:
+        engine.controller = controller = Outcomes(LONGEST)
+        name = engine.add_request(prompt, params)
+        while engine.has_work:
+            engine.step()
+        engine.take_result(name)
+        whole = [accepted for verified, accepted in controller.rounds[1:] if verified == LONGEST]
+        served.append(1 + float(np.mean(whole)))
+    error = np.hypot(np.std(recorded), np.std(served)) / np.sqrt(len(prompts))
+    assert error < 0.25 and abs(np.mean(recorded) - np.mean(served)) < 4 * error
+    assert 1 + 4 * error < np.mean(recorded) < 1 + LONGEST - 4 * error, (
+        "a law that accepts all or nothing is told apart"
+    )
+
+
+def test_drafts_that_are_sampled_are_refused_above_temperature_0(
+    recorder: VllmRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = recorder.engine.scheduler.vllm_config.speculative_config
+    monkeypatch.setattr(own, "draft_sample_method", "probabilistic")
+    with pytest.raises(RecordingError, match=r"temperature 0\.6.*draft_sample_method to greedy"):
         recorder.record([TextRequest((1, 2), SamplingParams(temperature=0.6, seed=1))])
 
 
@@ -112,6 +149,12 @@ def test_steps_of_vllm_are_measured(recorder: VllmRecorder, trace: Trace, tmp_pa
     assert surface.drafts_whole_batch
     surface.save(tmp_path / "cost_surface.json")
     assert type(surface).load(tmp_path / "cost_surface.json").fingerprint == surface.fingerprint
+
+
+def test_a_row_that_is_sampled_costs_what_most_steps_say() -> None:
+    rows = [(batch * length, 3e-5 * batch * length) for batch in (1, 4, 32) for length in (1, 3, 9)]
+    assert sampled_row_seconds([*rows, (4, 1.0), (2, -1.0)]) == pytest.approx(3e-5)
+    assert sampled_row_seconds([(4, -1e-3), (8, -1e-3)]) == 0.0
 
 
 def test_the_surface_gives_back_the_steps_it_was_made_of() -> None:
