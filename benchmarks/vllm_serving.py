@@ -65,7 +65,6 @@ class VllmService(Service):
         self._is_greedy = trace.temperature[schedule.record[0]] == 0
         if contender.make is not None:
             contender.engine.controller = contender.make()
-            contender.engine.steering.measure_arrivals(self.now)
         self._own, self._plugin_before = contender.engine, _plugin_seconds(contender.engine)
 
     def run(self) -> VllmRun:

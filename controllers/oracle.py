@@ -115,10 +115,13 @@ class Oracle(Controller):
 class UniformOracle(Oracle):
     """The best common length of every round, knowing what each would be worth."""
 
+    shortest: int = 0
+    """Least length it chooses from. At 1 drafters never fall behind, which round by round is worth what it costs."""
+
     def _best(
         self, accepted: IntArray, allowed: IntArray, weight: FloatArray, setting: RoundSetting, price: float
     ) -> IntArray:
-        lengths = np.minimum(np.arange(self.maximum + 1)[:, None], allowed)  # [K + 1, B]
+        lengths = np.minimum(np.arange(self.shortest, self.maximum + 1)[:, None], allowed)  # [C, B]
         best: IntArray = lengths[self._value(lengths, accepted, weight, setting, price).argmax()]
         return best
 

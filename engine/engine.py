@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 import torch
@@ -84,7 +84,14 @@ class Engine:
         self._delivery = Delivery(pair.tokenizer)
         self._eos = pair.eos_token_ids
         self._num_added = 0
-        self._arrivals = ArrivalMeter()
+        self.measure_arrivals()
+
+    def measure_arrivals(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        """Forget the arrivals so far, and measure new ones by ``clock``, in seconds.
+
+        A clock of your own is for engines that take turns.
+        """
+        self._clock, self._arrivals = clock, ArrivalMeter()
 
     def _model_len(self, limits: list[int]) -> int:
         wanted = self.config.max_model_len
@@ -138,7 +145,7 @@ class Engine:
         self.stats.num_requests += 1
         request = Request(request_id, token_ids, len(token_ids), params, seed)
         self._requests[request_id] = request
-        self._arrivals.add(request.arrival)
+        self._arrivals.add(self._clock())
         if stream:
             self._delivery.start_text(request)
         self.scheduler.waiting.append(request)
@@ -245,7 +252,7 @@ class Engine:
 
     def _round(self, requests: list[Request], start: float, prefill: tuple[int, float]) -> list[StreamChunk]:
         """Ask the controller, run the round, commit what it found and tell the controller."""
-        rates = self._arrivals.rates(time.perf_counter())
+        rates = self._arrivals.rates(self._clock())
         state = round_state(requests, self.scheduler, self.drafter, self.config, 1 - self._kv_use(), rates)
         catch_up = CatchUp()
         try:

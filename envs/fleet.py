@@ -21,6 +21,7 @@ from .traffic import ArrivalFile, Traffic, make_schedule
 
 REWARDS = ("gain", "request_speed", "throughput", "round_ratio")
 _LOG_PLAIN = FEATURE_NAMES.index("log_plain_seconds")
+_GAIN, _ARRIVALS = FEATURE_NAMES.index("gain"), [FEATURE_NAMES.index(f"arrivals_{scale}s") for scale in (1, 10)]
 PRICE_DECAY = 0.9995
 """Per round, of a scenario's running tokens and seconds: what a second earns in the long run."""
 
@@ -44,6 +45,9 @@ class FleetConfig:
     """Requests of an episode; None: more than its rounds can serve."""
     hold: int = 1
     """Rounds that a decision without looks holds, as of `PricedController`: in between actions are not heard."""
+    slowness_spread: float = 0.0
+    """Of an episode's machine: standard deviation of the logarithm of its seconds over those of the cost surface. A
+    shared machine is seldom as fast as when it was measured, and what depends on its clock must not be trusted."""
 
     def __post_init__(self) -> None:
         if self.reward not in REWARDS:
@@ -51,6 +55,8 @@ class FleetConfig:
         for name in ("max_rounds", "hold"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.slowness_spread < np.inf:
+            raise ValueError(f"slowness_spread must be a finite number of 0 or more, got {self.slowness_spread}")
         if not self.traffic:
             raise ValueError("traffic needs at least one scenario")
 
@@ -83,6 +89,7 @@ class ReplayFleet:
         self.scenario = np.zeros(num_envs, dtype=np.int64)
         self.rounds = np.zeros(num_envs, dtype=np.int64)
         self.observations = np.zeros((num_envs, NUM_FEATURES))
+        self._slowness = np.ones(num_envs)
         self._sums = np.full((len(config.traffic), 2), 1e-9)
         """Per scenario, decayed tokens (weighted for ``gain``) and what they are held against."""
         self._gained = np.zeros((num_envs, 5))
@@ -117,6 +124,15 @@ class ReplayFleet:
         reset_engine(self.schedule, self.fleet, fresh, e)
         begin(self.recording, self.schedule, self.fleet, self.costs, self.engine.prefill_chunk, e)
         observe(self.recording, self.schedule, self.fleet, self.costs, self.kv_tokens, e, self.observations[e])
+        if self.config.slowness_spread:
+            self._slowness[e] = np.exp(self.rng.normal(0.0, self.config.slowness_spread))
+            self._slow_down(self.observations[e : e + 1], self._slowness[e])
+
+    def _slow_down(self, observations: FloatArray, slowness: FloatArray) -> None:
+        """What an engine sees by its clock, in place, on a machine that takes ``slowness`` times as long for all."""
+        observations[:, _GAIN] /= slowness
+        for place in _ARRIVALS:
+            observations[:, place] = np.log1p(np.expm1(observations[:, place]) / slowness)
 
     def decide_now(self) -> None:
         """The next round is decided anew everywhere, whatever is held."""
@@ -167,6 +183,8 @@ class ReplayFleet:
             self._gained,
             self._alive,
         )
+        if self.config.slowness_spread:
+            self._slow_down(self.observations, self._slowness)
         self.rounds += 1
         served = (self._alive == 0).astype(np.int64)
         late = ((self.rounds >= self.config.max_rounds) & (served == 0)).astype(np.int64)

@@ -77,6 +77,9 @@ class ServingEngine(Protocol):
     def step(self) -> list[StreamChunk]:
         """See `Engine.step`."""
 
+    def measure_arrivals(self, clock: Callable[[], float], /) -> None:
+        """See `Engine.measure_arrivals`."""
+
 
 def drop_requests(engine: ServingEngine, names: Sequence[str]) -> None:
     """Cancel these requests and forget their results; the engine is idle afterwards if it had no others."""

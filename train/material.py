@@ -68,7 +68,11 @@ class Material:
     def training_fleet(self, num_envs: int | None = None, seed: int | None = None) -> ReplayFleet:
         """Engines that serve the requests to learn from."""
         config = FleetConfig(
-            self.config.scenarios, self.config.max_rounds, reward=self.config.reward, hold=self.config.hold
+            self.config.scenarios,
+            self.config.max_rounds,
+            reward=self.config.reward,
+            hold=self.config.hold,
+            slowness_spread=self.config.slowness_spread,
         )
         return ReplayFleet(
             self.learning,

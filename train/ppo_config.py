@@ -47,6 +47,8 @@ class PpoConfig:
     """Rounds of an episode."""
     hold: int = 4
     """Rounds that a decision holds while most of the requests are the same: what it takes is shared among them."""
+    slowness_spread: float = 0.25
+    """Of the machines that episodes run on, see ``FleetConfig``."""
     n_steps: int = 64
     batch_size: int = 512
     n_epochs: int = 6

@@ -54,6 +54,7 @@ class Service:
         self._names, self._arrival, self._ended = list[str](), list[float](), dict[str, float]()
         self._clock, self._since = 0.0, 0.0
         self._tokens = self._steps = 0
+        engine.measure_arrivals(self.now)  # Nobody arrives in the turns of others.
 
     def now(self) -> float:
         """Seconds of turns so far; to be asked within a turn."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +77,12 @@ class VllmEngine:
     @controller.setter
     def controller(self, controller: Controller) -> None:
         self.steering.controller = controller
+
+    def measure_arrivals(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """See `Engine.measure_arrivals`; nothing where nobody steers."""
+        steering = getattr(self.scheduler, "steering", None)
+        if steering is not None:
+            steering.measure_arrivals(clock)
 
     @property
     def model_runner(self) -> Any:

@@ -118,6 +118,15 @@ def test_the_uniform_oracle_finds_the_best_common_length(seed: int) -> None:
     assert value(costs, found, accepted, state, price) == pytest.approx(best)
 
 
+def test_with_a_shortest_length_it_never_leaves_a_drafter_behind() -> None:
+    oracle = UniformOracle(Known([0, 0]), compute_bound(), 4, price=100.0)
+    assert oracle.decide(round_state(2)).num_speculative_tokens.tolist() == [0, 0]
+    oracle.shortest = 1
+    assert oracle.decide(round_state(2)).num_speculative_tokens.tolist() == [1, 1]
+    nearly_done = round_state(2, max_num_speculative_tokens=[0, 6])
+    assert oracle.decide(nearly_done).num_speculative_tokens.tolist() == [0, 1]
+
+
 def test_no_oracle_exceeds_what_a_request_may_draft() -> None:
     state = round_state(2, max_num_speculative_tokens=[1, 6])
     for kind in (UniformOracle, RequestOracle):

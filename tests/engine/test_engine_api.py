@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -238,6 +239,20 @@ def test_a_pair_without_drafter_serves_plainly(tiny_pair: Pair) -> None:
     plain = Engine(tiny_pair, EngineConfig(max_model_len=64)).generate([PROMPT], PARAMS)
     assert engine.generate([PROMPT], PARAMS)[0].token_ids == plain[0].token_ids
     assert engine.stats.num_drafted == 0
+
+
+def test_arrivals_are_measured_by_the_clock_that_is_given(tiny_pair: Pair) -> None:
+    seen = list[tuple[float, float]]()
+
+    class Watching(ConstantController):
+        def decide(self, state: RoundState) -> Decision:
+            seen.append(state.arrival_rates)
+            return super().decide(state)
+
+    engine, clock = Engine(tiny_pair, EngineConfig(max_model_len=64), Watching(0)), iter(range(100))
+    engine.measure_arrivals(lambda: float(next(clock)))
+    engine.generate([PROMPT], SamplingParams(max_tokens=3, ignore_eos=True))
+    assert seen == [pytest.approx((math.exp(-t), 0.1 * math.exp(-t / 10))) for t in (1, 2, 3)]
 
 
 def test_the_controller_sees_what_happens(tiny_pair: Pair) -> None:

@@ -57,6 +57,9 @@ class Engine:
             del self._left[name]
         return chunks
 
+    def measure_arrivals(self, clock: Any) -> None:
+        pass
+
     def take_result(self, name: str) -> RequestOutput:
         return RequestOutput(name, (1,), (7,) * self._given[name], "", FinishReason.LENGTH, RequestStats())
 
