@@ -84,6 +84,9 @@ class FixedPolicy:
         """Nothing but the tier."""
         return {}
 
+    def __str__(self) -> str:
+        return str(self.action)
+
 
 def factored_tiers(lengths: Sequence[int], prices: Sequence[float], looks: Sequence[int] = (0,)) -> list[Action]:
     """The tiers of a head each over ``lengths``, ``prices`` and ``looks``."""

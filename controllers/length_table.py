@@ -27,9 +27,13 @@ class LengthTableController(Controller):
         self._lows = np.asarray([row[0] for row in table])
 
     def decide(self, state: RoundState) -> Decision:
-        """One length for all: that of the row that holds `RoundState.running`."""
-        row = max(int(np.searchsorted(self._lows, state.running, side="right")) - 1, 0)
-        return Decision(np.full(len(state.request_ids), self.table[row][2], dtype=np.int64))
+        """One length for all: `length_of` `RoundState.running`."""
+        return Decision(np.full(len(state.request_ids), self.length_of(state.running), dtype=np.int64))
+
+    def length_of(self, running: int) -> int:
+        """Length of the row that holds so many requests."""
+        row = max(int(np.searchsorted(self._lows, running, side="right")) - 1, 0)
+        return self.table[row][2]
 
 
 def check_table(table: Sequence[Row]) -> None:

@@ -5,7 +5,7 @@
 
 Dataset aggregation (DAgger, arXiv:1011.0686; for trees VIPER, arXiv:1805.08328): the student drives, the teacher says
 what it would have done, and every state counts by what a wrong action costs in it, which replay can try out. The
-teacher is PPO's policy, but where a constant length serves a scenario's held-out requests faster it is that constant.
+teacher is PPO's policy, but where one action, or a table of constant lengths, serves a scenario faster it is that.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ class Distillation:
     @cached_property
     def teaching(self) -> ScenarioTeacher:
         """Who labels the states."""
-        return ScenarioTeacher(self.teacher.policy, self.tiers, self.material, self.ppo, self.config.seed + 2)
+        seed = self.config.seed + 2
+        return ScenarioTeacher(self.teacher.policy, self.tiers, self.material, self.ppo, seed, self.table)
 
     def collect(self, driver: Policy | None, number: int) -> Dataset:
         """States that ``driver`` (None: the teacher) comes to, labelled by the teacher."""
@@ -108,7 +109,7 @@ class Distillation:
             tier = self.teaching.labels(fleet)
             weight = np.maximum(cost.of(tier), LEAST_WEIGHT)
             # What a constant is worth, staying off above all, shows only after some rounds.
-            weight = np.where(self.teaching.fixed[fleet.scenario] >= 0, np.maximum(weight, weight.mean()), weight)
+            weight = np.where(self.teaching.chosen[fleet.scenario] >= 0, np.maximum(weight, weight.mean()), weight)
             parts.append(Dataset(features, tier, weight))
             for _ in range(max(4, self.ppo.hold)):  # Rounds in a row are alike.
                 if driver is None:
@@ -136,6 +137,7 @@ class Distillation:
         """``[scenarios]`` tokens per request-second on held-out requests."""
         return np.median(self.material.held_out.speeds(lambda rows: [policy.act(row) for row in rows]), axis=1)
 
+    @cached_property
     def table(self) -> LengthTableController:
         """For each batch size the constant length that serves held-out requests fastest, mixed as in the recording.
 
@@ -201,14 +203,14 @@ def distil(run: Path, config: DistillationConfig) -> dict[str, Any]:
         written = save_controller(own.controller(policy), path, {"kind": f"student of {run.name}", **report})
         size = sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [written]))
         reports.append({**report, "bytes": size, "path": str(path)})
-    table = own.table()
+    table = own.table
     save_controller(table, students / "table.json", {"kind": f"student of {run.name}"})
     vllm = vllm_rows(table.table)
     write_json(students / TABLE, {KEY: vllm})
     (students / "tree.txt").write_text(tree.text())
     draw_tree(tree, students / "tree.png")
-    actions = {traffic.label: own.teaching.action(number) for number, traffic in enumerate(own.ppo.scenarios)}
-    taught = {label: None if action is None else str(action) for label, action in actions.items()}
+    teachers = {traffic.label: own.teaching.teacher(number) for number, traffic in enumerate(own.ppo.scenarios)}
+    taught = {label: None if teacher is None else str(teacher) for label, teacher in teachers.items()}
     result = run_record(config, seed=config.seed, run=str(run), students=reports, table=vllm, taught_by=taught)
     write_json(students / "report.json", result)
     return result
@@ -219,7 +221,7 @@ def vllm_config(run: Path, config: DistillationConfig) -> dict[str, Any]:
     students = run / "students"
     if not (students / TABLE).is_file():
         students.mkdir(parents=True, exist_ok=True)
-        write_json(students / TABLE, {KEY: vllm_rows(Distillation(run, config).table().table)})
+        write_json(students / TABLE, {KEY: vllm_rows(Distillation(run, config).table.table)})
     settings = json.loads((run / "results.json").read_text())["config"]
     return speculative_config(read_rows(students), settings.get("drafter", PpoConfig.drafter))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from specpilot.controllers import LengthTableController
 from specpilot.controllers.action import FixedPolicy
 from specpilot.controllers.priced import Action
 from specpilot.envs.traffic import Traffic
@@ -34,11 +35,11 @@ def material(config: PpoConfig, tmp_path_factory: pytest.TempPathFactory) -> Mat
 
 def test_a_policy_that_is_never_beaten_teaches_everywhere(config: PpoConfig, material: Material) -> None:
     beaten = ScenarioTeacher(FixedPolicy(Action(0, 0.0)), config.tiers, material, config, 1)
-    number = next(own for own in range(len(SCENARIOS)) if beaten.action(own) is not None)
-    best = beaten.action(number)
-    assert best is not None and best in config.tiers
-    same = ScenarioTeacher(FixedPolicy(best), config.tiers, material, config, 1)
-    assert same.action(number) is None  # The best action does not beat itself.
+    number = next(own for own in range(len(SCENARIOS)) if beaten.teacher(own) is not None)
+    best = beaten.teacher(number)
+    assert best is not None and set(best.tiers) <= set(config.tiers)
+    same = ScenarioTeacher(best, config.tiers, material, config, 1)
+    assert same.teacher(number) is None  # The best action does not beat itself.
 
 
 def test_labels_are_the_fixed_action_where_it_teaches_and_the_policy_elsewhere(
@@ -46,10 +47,24 @@ def test_labels_are_the_fixed_action_where_it_teaches_and_the_policy_elsewhere(
 ) -> None:
     policy = FixedPolicy(Action(4, 1.0))
     teaching = ScenarioTeacher(policy, config.tiers, material, config, 1)
-    teaching.fixed = np.asarray([teaching.number[Action(2, 0.0)], -1])
+    teaching.chosen = np.asarray([teaching.number[Action(2, 0.0)], -1])
     fleet = material.training_fleet(4, 0)
     for e in range(4):
         fleet.reset(e, scenario=e % 2)
     labels = [config.tiers[own] for own in teaching.labels(fleet).tolist()]
     assert labels == [Action(2, 0.0), Action(4, 1.0)] * 2
-    assert teaching.action(0) == Action(2, 0.0) and teaching.action(1) is None
+    assert teaching.teacher(1) is None
+
+
+def test_a_table_teaches_by_how_many_requests_run(config: PpoConfig, material: Material) -> None:
+    table = LengthTableController([(1, 1, 4), (2, None, 0)])
+    teaching = ScenarioTeacher(FixedPolicy(Action(4, 1.0)), config.tiers, material, config, 1, table)
+    teaching.chosen = np.full(len(SCENARIOS), len(config.tiers))
+    fleet = material.training_fleet(4, 0)
+    for e in range(4):
+        fleet.reset(e, scenario=e % 2)
+    labels = [config.tiers[own] for own in teaching.labels(fleet).tolist()]
+    assert labels == [Action(4, 0.0), Action(0, 0.0)] * 2
+    other = LengthTableController([(1, 1, 4), (2, None, 7)])
+    without = ScenarioTeacher(FixedPolicy(Action(4, 1.0)), config.tiers, material, config, 1, other)
+    assert len(without.simple) == len(config.tiers), "a length that is no tier cannot be taught"
