@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -101,3 +103,15 @@ def test_many_temperatures_take_turns_in_a_bounded_table() -> None:
     np.testing.assert_array_equal(found, expected)
     crowd = np.arange(2 * MAX_TEMPERATURES) / 100
     assert len(set(table.rows(crowd).tolist())) == len(crowd)
+
+
+def test_it_is_filled_by_products_too_small_for_a_second_thread() -> None:
+    own, sizes = predictor(), list[int]()
+
+    def network(*given: Any) -> Any:
+        sizes.append(len(given[0]))
+        return own._level_of_many(*given)
+
+    AcceptanceTable(network).rows(np.asarray([0.0, 0.6]))
+    # OpenBLAS (interface/gemm.c) keeps to one thread up to 4 * 65536 multiplications.
+    assert sum(sizes) == 2 * DEPTHS * 3 * MARGINS and max(sizes) * own._into_hidden.size <= 4 * 65536
