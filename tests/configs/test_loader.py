@@ -123,11 +123,13 @@ def schemas() -> dict[str, type]:
         "serving": ServingConfig,
         "benchmark": EngineBenchmark,
         "benchmark/vllm": VllmBenchmark,
+        "benchmark/vllm_mixed": VllmBenchmark,
         "evaluate": EvaluateConfig,
         "record": RecordConfig,
         "quickstart": PpoConfig,
         "ppo": PpoConfig,
         "vllm": PpoConfig,
+        "vllm_mixed": PpoConfig,
     }
 
 
