@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from specpilot.controllers import CostSurface
 from specpilot.controllers.acceptance import AcceptancePredictor
-from specpilot.controllers.priced import Action
+from specpilot.controllers.priced import Action, Policy
 from specpilot.envs.fleet import FleetConfig, ReplayFleet
 from specpilot.envs.replay import ReplayConfig
 from specpilot.envs.trace import Trace
@@ -55,6 +55,10 @@ class HeldOut:
                 fleet.reset(e, scenario=e // self.seeds)
             going &= ~served.astype(bool)
         return (tokens / seconds).reshape(len(self.traffic), self.seeds)
+
+    def of_policy(self, policy: Policy) -> NDArray[np.float64]:
+        """`speeds` of a policy that looks at one observation at a time."""
+        return self.speeds(lambda features: [policy.act(row) for row in features])
 
     def fixed(self, action: Action) -> NDArray[np.float64]:
         """`speeds` of one action always; price 0 is a constant speculation length."""

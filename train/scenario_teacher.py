@@ -69,8 +69,9 @@ class ScenarioTeacher:
         """Of each tier."""
         self.simple: list[Policy] = [FixedPolicy(action) for action in self.tiers]
         """What may teach in place of the policy."""
-        if table is not None and set(TablePolicy(table).tiers) <= set(self.tiers):
-            self.simple.append(TablePolicy(table))
+        by_batch = None if table is None else TablePolicy(table)
+        if by_batch is not None and set(by_batch.tiers) <= set(self.tiers):
+            self.simple.append(by_batch)
         self.chosen = self._chosen(material, config, seed)
         """``[scenarios]`` number of what teaches there, of `simple`; -1 where the policy does."""
 
@@ -98,11 +99,8 @@ class ScenarioTeacher:
             seed,
             config.hold,
         )
-        policy, *simple = (
-            judge.speeds(lambda rows, own=own: [own.act(row) for row in rows])  # type: ignore[misc]
-            for own in (self.policy, *self.simple)
-        )
-        gained = np.stack(simple) / policy  # The same requests.
+        policy = judge.of_policy(self.policy)
+        gained = np.stack([judge.of_policy(own) for own in self.simple]) / policy  # The same requests.
         median, low = np.median(gained, axis=2), np.quantile(gained, 0.25, axis=2)
         best = median.argmax(axis=0)
         beats = (median.max(axis=0) > 1 + MARGIN) & (low[best, np.arange(len(best))] > 1)

@@ -96,11 +96,11 @@ class PacedController(Controller):
         if min(lengths) < 0 or not told:
             return decision
         wish = max(told)
-        granted, before = state.request_ids, self.pacer.length
-        fresh = 2 * sum(name in self._granted_to for name in granted) < len(granted)
+        requests, before = state.request_ids, self.pacer.length
+        fresh = 2 * sum(name in self._granted_to for name in requests) < len(requests)
         length = self.pacer.follow(wish, state.waiting > 0, fresh)
         if fresh or length != before:
-            self._granted_to = frozenset(granted)
+            self._granted_to = frozenset(requests)
         if length > wish:
             return Decision(np.where(wished >= wish, length, wished))
         return decision if max(lengths) <= length else Decision(np.minimum(wished, length))
