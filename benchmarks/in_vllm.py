@@ -6,8 +6,8 @@
 
 Each contender has an engine of its own, all in one process (`make vllm-env`): without speculation; stock vLLM with its
 per-batch-size table, tuned on the training requests with our evaluation; with the plugin, as it comes. All serve the
-same requests, greedily, in short turns (`vllm_serving.py`). What a file of results holds already is not measured again.
-Writes JSON with every sample.
+same requests, with the recorded seeds and so with the same texts (`engine.vllm.seeded_sampling`), in short turns
+(`vllm_serving.py`). What a file of results holds already is not measured again. Writes JSON with every sample.
 """
 
 from __future__ import annotations

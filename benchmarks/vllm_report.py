@@ -27,7 +27,7 @@ class Scene(NamedTuple):
     plugin_share: float
     """Of the controller's time, all repeats together."""
     same_texts: bool
-    """All contenders gave off's texts to the greedy requests in every repeat."""
+    """All contenders gave off's texts in every repeat."""
 
     @classmethod
     def of(cls, name: str, own: Results) -> Scene:
@@ -98,7 +98,7 @@ def _verdicts(scenes: list[Scene]) -> list[str]:
         f"- the plugin's share of the time, largest: {100 * share:.2f} % (aim 1 %{_met(share < PLUGIN_SHARE)})"
     )
     same = all(own.same_texts for own in scenes)
-    found.append(f"- greedy texts of all contenders equal to those without speculation: {'yes' if same else 'NO'}")
+    found.append(f"- texts of all contenders equal to those without speculation: {'yes' if same else 'NO'}")
     return found
 
 

@@ -35,34 +35,24 @@ class VllmRun(Run):
 
     plugin_seconds: float
     """Of all steps: what the plugin took, decisions included; 0 without it."""
-    greedy_outputs: tuple[tuple[int, ...], ...]
-    """Of ``outputs`` those of temperature 0: above it vLLM's text depends on what is drafted."""
 
     def document(self) -> dict[str, Any]:
-        """As it is stored; ``texts`` is the same where the greedy outputs are."""
+        """As it is stored; ``texts`` is the same where the outputs are."""
         return {
             "tokens": sum(map(len, self.outputs)),
             "seconds": self.seconds,
             "request_seconds": self.request_seconds,
             "steps": self.steps,
             "plugin_seconds": self.plugin_seconds,
-            "texts": hashlib.sha256(repr(self.greedy_outputs).encode()).hexdigest()[:16],
+            "texts": hashlib.sha256(repr(self.outputs).encode()).hexdigest()[:16],
         }
 
 
 class VllmService(Service):
-    """`Service` by vLLM. Requests that sample get as many tokens from every contender, whatever their texts."""
+    """`Service` by vLLM."""
 
     def __init__(self, contender: Contender, trace: Trace, schedule: Schedule) -> None:
-        def params(record: int) -> SamplingParams:
-            temperature = round(float(trace.temperature[record]), 4)
-            if temperature == 0:
-                return SamplingParams(max_tokens=int(trace.token_limit[record]))
-            tokens = int(trace.output_tokens[record])
-            return SamplingParams(temperature=temperature, max_tokens=tokens, ignore_eos=True)
-
-        super().__init__(contender.engine, trace, schedule, params)
-        self._is_greedy = trace.temperature[schedule.record[0]] == 0
+        super().__init__(contender.engine, trace, schedule)
         if contender.make is not None:
             contender.engine.controller = contender.make()
         self._own, self._plugin_before = contender.engine, _plugin_seconds(contender.engine)
@@ -70,8 +60,7 @@ class VllmService(Service):
     def run(self) -> VllmRun:
         """See `Service.run`."""
         taken, run = _plugin_seconds(self._own) - self._plugin_before, super().run()
-        greedy = tuple(text for text, chosen in zip(run.outputs, self._is_greedy, strict=True) if chosen)
-        return VllmRun(**vars(run), plugin_seconds=taken, greedy_outputs=greedy)
+        return VllmRun(**vars(run), plugin_seconds=taken)
 
 
 def serve_in_turns(contenders: Mapping[str, Contender], trace: Trace, schedule: Schedule) -> dict[str, VllmRun]:

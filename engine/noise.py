@@ -23,7 +23,7 @@ ACCEPT_STREAM = 2
 
 @functools.cache
 def _kernel() -> Any:
-    """The compiled functions. Imported when they are first needed: where vLLM makes the texts, they never are."""
+    """The compiled functions. Imported when they are first needed: where vLLM alone makes the texts, they never are."""
     from . import noise_kernel
 
     return noise_kernel

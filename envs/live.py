@@ -25,7 +25,7 @@ from .inversion import Inversion
 from .rendering import RoundView
 from .replay_state import Schedule, token_weights
 from .scenario import Scenario, ScenarioError
-from .trace import Trace
+from .trace import Trace, TraceError
 from .traffic import make_schedule
 
 Q = TypeVar("Q")
@@ -171,14 +171,8 @@ class LiveEpisode:
             self._submitted += 1
 
     def _request(self, number: int) -> tuple[list[int], SamplingParams]:
-        record, trace = int(self.schedule.record[0, number]), self.trace
-        assert trace.seed is not None
-        params = SamplingParams(
-            temperature=round(float(trace.temperature[record]), 6),
-            seed=int(trace.seed[record]),
-            max_tokens=int(trace.token_limit[record]),
-        )
-        return trace.prompt(record), params
+        record = int(self.schedule.record[0, number])
+        return self.trace.prompt(record), recorded_params(self.trace, record)
 
     def _end(self, name: str) -> None:
         self._pass_time()
@@ -191,6 +185,16 @@ class LiveEpisode:
         self.engine.controller = ConstantController(0)
         drop_requests(self.engine, list(self._names))
         self._names.clear()
+
+
+def recorded_params(trace: Trace, record: int) -> SamplingParams:
+    """With which recorded request ``record`` has its text again. Raises `TraceError` where one that samples has no
+    seed."""
+    temperature = round(float(trace.temperature[record]), 6)  # float32 in the recording
+    if temperature > 0 and trace.seed is None:
+        raise TraceError("this recording holds no seeds; record with train/record.py to serve it live")
+    seed = None if trace.seed is None else int(trace.seed[record])
+    return SamplingParams(temperature=temperature, seed=seed, max_tokens=int(trace.token_limit[record]))
 
 
 def build_engine(backend: str, target: str | Path, drafter: str | Path, config: EngineConfig) -> ServingEngine:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from tqdm.auto import tqdm
 
 from specpilot.controllers import ConstantController, Controller
-from specpilot.engine import EngineConfig, SamplingParams
-from specpilot.envs.live import ServingEngine, build_engine
+from specpilot.engine import EngineConfig
+from specpilot.envs.live import ServingEngine, build_engine, recorded_params
 from specpilot.envs.replay_state import Schedule
 from specpilot.envs.trace import Trace
 from specpilot.train.contenders import OFF, PRICE_RULE, constant_name
@@ -48,7 +46,7 @@ class Contest:
         while len(self._engines) <= number:
             own = replayed_engine(self._config, self._backend, self.trace)
             own.controller = ConstantController(1)
-            warm = own.add_request(self.trace.prompt(0), self._params(0))
+            warm = own.add_request(self.trace.prompt(0), recorded_params(self.trace, 0))
             while own.has_work:
                 own.step()
             own.take_result(warm)
@@ -61,20 +59,10 @@ class Contest:
         for place, (name, make) in enumerate(makers.items()):
             engine = self.engine((place + self._services) % len(makers))
             engine.controller = make()
-            services[name] = Service(engine, self.trace, schedule, self._params)
+            services[name] = Service(engine, self.trace, schedule)
         self._services += 1
         take_turns(services)
         return {name: own.run() for name, own in services.items()}
-
-    def _params(self, record: int) -> SamplingParams:
-        trace = self.trace
-        if trace.seed is None:
-            raise ValueError("this recording holds no seeds; record with train/record.py to serve it live")
-        return SamplingParams(
-            temperature=float(round(float(trace.temperature[record]), 4)),
-            seed=int(trace.seed[record]),
-            max_tokens=int(trace.token_limit[record]),
-        )
 
 
 def live_makers(field: Field, names: Sequence[str]) -> dict[str, Maker]:
@@ -113,11 +101,7 @@ def evaluate_live(config: EvaluateConfig, backend: str = "live") -> dict[str, An
         best = _best_constant(field, schedule)
         makers = live_makers(field, list(dict.fromkeys((OFF, best, *live.contenders))))
         runs = [contest.serve(schedule, makers) for _ in tqdm(range(live.repeats), desc=scenario.name)]
-        # Above temperature 0 the text of vLLM depends on what is drafted.
-        fixed = np.ones(live.requests, dtype=np.bool_)
-        if backend == "vllm":
-            fixed = field.stage.trace.temperature[schedule.record[0]] == 0
-        results[scenario.name] = {"best_constant": best, "contenders": _compare(runs, best, fixed.tolist())}
+        results[scenario.name] = {"best_constant": best, "contenders": _compare(runs, best)}
     record = run_record(config, scenarios=results)
     write_json(Path(config.output) / f"{backend}.json", record)
     table = _markdown(results)
@@ -135,22 +119,19 @@ def _best_constant(field: Field, schedule: Schedule) -> str:
     return max(speeds, key=lambda name: speeds[name])
 
 
-def _compare(runs: Sequence[Mapping[str, Run]], best: str, fixed: Sequence[bool]) -> dict[str, Any]:
-    """Ratios by repeat; ``same_texts``: every output of a request that is ``fixed`` is off's of the same repeat."""
+def _compare(runs: Sequence[Mapping[str, Run]], best: str) -> dict[str, Any]:
+    """Ratios by repeat; ``same_texts``: every output is off's of the same repeat."""
 
     def ratios(name: str, base: str) -> dict[str, float]:
         own = [run[name].tokens_per_second / run[base].tokens_per_second for run in runs]
         return {"median": statistics.median(own), "min": min(own), "max": max(own)}
-
-    def texts(run: Run) -> list[tuple[int, ...]]:
-        return list(compress(run.outputs, fixed))
 
     return {
         name: {
             "tokens_per_second": [run[name].tokens_per_second for run in runs],
             "relative_to_off": ratios(name, OFF),
             "relative_to_best_constant": ratios(name, best),
-            "same_texts": all(texts(run[name]) == texts(run[OFF]) for run in runs),
+            "same_texts": all(run[name].outputs == run[OFF].outputs for run in runs),
         }
         for name in runs[0]
     }

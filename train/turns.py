@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from specpilot.engine import SamplingParams
-from specpilot.envs.live import ServingEngine
+from specpilot.envs.live import ServingEngine, recorded_params
 from specpilot.envs.replay_state import Schedule
 from specpilot.envs.trace import Trace
 
@@ -44,11 +43,8 @@ class Run:
 class Service:
     """One contender's service of a schedule (of one engine): in closed loop, or as requests arrive by its clock."""
 
-    def __init__(
-        self, engine: ServingEngine, trace: Trace, schedule: Schedule, params: Callable[[int], SamplingParams]
-    ) -> None:
-        """``params``: of a recorded request. Raises `TraceError` where the recording holds no prompts."""
-        self._engine, self._trace, self._schedule, self._params = engine, trace, schedule, params
+    def __init__(self, engine: ServingEngine, trace: Trace, schedule: Schedule) -> None:
+        self._engine, self._trace, self._schedule = engine, trace, schedule
         self._whole = int(trace.output_tokens[schedule.record[0]].sum())
         self._concurrency, self._count = int(schedule.concurrency[0]), int(schedule.count[0])
         self._names, self._arrival, self._ended = list[str](), list[float](), dict[str, float]()
@@ -80,7 +76,7 @@ class Service:
         self._clock = self.now()
 
     def _admit(self) -> None:
-        """Add those whose time has come."""
+        """Add those whose time has come. Raises `TraceError` where the recording holds no prompts."""
         while len(self._names) < self._count:
             place, now = len(self._names), self.now()
             planned = now if self._concurrency else float(self._schedule.arrival[0, place])
@@ -88,7 +84,9 @@ class Service:
                 return
             self._arrival.append(planned)
             record = int(self._schedule.record[0, place])
-            self._names.append(self._engine.add_request(self._trace.prompt(record), self._params(record)))
+            self._names.append(
+                self._engine.add_request(self._trace.prompt(record), recorded_params(self._trace, record))
+            )
 
     def _step(self) -> None:
         self._steps += 1

@@ -4,10 +4,12 @@ Every step drafts as far as asked, and its drafts are dropped before verificatio
 and drafts again. A draft is compared with the text that followed. vLLM gives no confidences and no draft before the
 first token, which comes out of the prefill (`Trace.tokens_from_prefill`).
 
-Above temperature 0 vLLM's text is another with every draft, but a recording has the right distribution. vLLM drafts the
-most likely token (``draft_sample_method: greedy``, its default); verification keeps such a token with the probability
-that the target gives it, and else draws another in proportion (`arXiv 2211.17192 <https://arxiv.org/abs/2211.17192>`_).
-To draw the target's token first, and to keep the draft where it is the same, is the same law.
+Above temperature 0 vLLM's own text is another with every draft, but a recording has the right distribution. vLLM drafts
+the most likely token (``draft_sample_method: greedy``, its default); verification keeps such a token with the
+probability that the target gives it, and else draws another in proportion
+(`arXiv 2211.17192 <https://arxiv.org/abs/2211.17192>`_).
+To draw the target's token first, and to keep the draft where it is the same, is the same law. Requests with a seed have
+their recorded text again, whatever is drafted (`engine.vllm.seeded_sampling`).
 """
 
 from __future__ import annotations

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 
 from vllm.v1.core.sched.scheduler import Scheduler
 
+from .seeded_sampling import ID_SUFFIX
+
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.outputs import DraftTokenIds
-
-ID_SUFFIX = 9
-"""Characters that vLLM appends to a request's id (``v1/engine/input_processor.py``, `assign_request_id`)."""
 
 
 class RecordingScheduler(Scheduler):

@@ -19,6 +19,7 @@ from ...controllers import Controller
 from ..request import FinishReason, RequestOutput, RequestStats, StreamChunk
 from ..sampling_params import RequestError, SamplingParams
 from .engine_config import STEERED, STOCK, VllmEngineConfig
+from .seeded_sampling import SeededSampling
 
 if TYPE_CHECKING:
     from vllm import SamplingParams as VllmSamplingParams
@@ -37,7 +38,8 @@ class VllmEngine:
     """One in-process vLLM; a step is a step of vLLM. Not thread-safe: one thread at a time drives it.
 
     A step verifies what the step before has drafted; a decision takes effect with the next verification. Requests whose
-    result has not been taken are kept.
+    result has not been taken are kept. Those that sample with a seed have one text, whatever is drafted
+    (`seeded_sampling`).
     """
 
     def __init__(self, config: VllmEngineConfig, controller: Controller | None = None) -> None:
@@ -51,6 +53,7 @@ class VllmEngine:
         self.scheduler: Scheduler = self._vllm.engine_core.engine_core.scheduler
         """vLLM's: ``running`` and ``waiting`` have lengths."""
         self.max_model_len = config.max_model_len
+        self._seeded = SeededSampling(self.model_runner, config.max_num_speculative_tokens)
         self._prompts: dict[str, tuple[int, ...]] = {}
         self._tokens: dict[str, list[int]] = {}
         self._cancelled: list[str] = []
@@ -117,6 +120,7 @@ class VllmEngine:
             )
         self._num_added += 1
         self._prompts[name], self._tokens[name] = tuple(prompt), []
+        self._seeded.add(name, params, len(prompt))
         self._vllm.add_request(name, {"prompt_token_ids": list(prompt)}, _sampling(params))
         return name
 
@@ -155,6 +159,7 @@ class VllmEngine:
         self._tokens[name].extend(tokens)
         if reason is not None:
             found, prompt = tuple(self._tokens.pop(name)), self._prompts.pop(name)
+            self._seeded.drop(name)
             self._results[name] = RequestOutput(name, prompt, found, "", reason, RequestStats())
         return StreamChunk(name, tokens, "", reason)
 
@@ -226,17 +231,14 @@ def numba_looked_at() -> Iterator[None]:
 
 
 def _sampling(params: SamplingParams) -> VllmSamplingParams:
-    """Without the seed on CPU: there vLLM moves a seeded generator back where a prompt is prefilled in chunks
-    (`_bookkeeping_sync` of ``v1/worker/gpu_model_runner.py``), which generators on CPU cannot."""
+    """Without the seed, which is `SeededSampling`'s."""
     from vllm import SamplingParams as VllmSamplingParams
-    from vllm.platforms import current_platform
     from vllm.sampling_params import RequestOutputKind
 
     return VllmSamplingParams(
         temperature=params.temperature,
         top_p=params.top_p,
         top_k=params.top_k,
-        seed=None if current_platform.is_cpu() else params.seed,
         max_tokens=params.max_tokens,
         stop=list(params.stop_strings),
         ignore_eos=params.ignore_eos,

@@ -23,7 +23,7 @@ def stored(speeds: dict[str, list[float]], is_open: bool = False, plugin: float 
     def run(arm: str, speed: float) -> dict[str, Any]:
         text = own_text if arm == "controller" else 7
         texts = ((text,) * 100,)
-        return VllmRun(100 / speed, 400 / speed, 10, texts, plugin * 100 / speed, texts).document()
+        return VllmRun(100 / speed, 400 / speed, 10, texts, plugin * 100 / speed).document()
 
     repeats = [{arm: run(arm, several[number]) for arm, several in speeds.items()} for number in range(2)]
     return {"is_open": is_open, "requests": 8, "repeats": repeats}

@@ -22,7 +22,7 @@ def test_everyone_serves_all_requests_with_the_recorded_texts(pair: Pair, evalua
 
     def service(length: int) -> Service:
         engine = Engine(pair, config, ConstantController(length))
-        return Service(engine, trace, schedule, lambda record: requests[record].params)
+        return Service(engine, trace, schedule)
 
     services = {name: service(length) for name, length in (("off", 0), ("drafting", 3))}
     take_turns(services)

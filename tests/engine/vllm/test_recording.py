@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,14 @@ import pytest
 from specpilot.controllers import ConstantController, RoundOutcome
 from specpilot.engine import EngineConfig, SamplingParams
 from specpilot.engine.vllm.engine import VllmEngine, VllmEngineConfig
+from specpilot.envs.live import recorded_params
 from specpilot.envs.trace import Trace
 from specpilot.train.recording import RecordingError, TextRequest
 from specpilot.train.vllm_costs import StepGrid, StepTime, measure_steps, sampled_row_seconds, surface_of
 from specpilot.train.vllm_recording import VllmRecorder
 
 LONGEST = 4
+TEMPERATURES = (0.0, 0.6, 1.0, 0.0, 0.6, 1.0)
 FIELDS = {"hardware": "none", "dtype": "float32", "versions": "none"}
 
 
@@ -29,7 +32,11 @@ def recorder(pair_directory: Path) -> VllmRecorder:
 @pytest.fixture(scope="module")
 def trace(recorder: VllmRecorder, evaluation_prompts: list[list[int]]) -> Trace:
     requests = [
-        TextRequest(tuple(prompt), SamplingParams(seed=number, max_tokens=40), "code" if number % 2 else "prose")
+        TextRequest(
+            tuple(prompt),
+            SamplingParams(temperature=TEMPERATURES[number], seed=number, max_tokens=40),
+            "code" if number % 2 else "prose",
+        )
         for number, prompt in enumerate(evaluation_prompts[:6])
     ]
     return recorder.record(requests)
@@ -48,13 +55,14 @@ class Outcomes(ConstantController):
 
 @pytest.mark.parametrize("length", [1, LONGEST])
 def test_rounds_accept_what_the_recording_says(trace: Trace, pair_directory: Path, length: int) -> None:
-    """One request at a time through the steered engine: every round's outcome, read from the trace beforehand."""
+    """One request at a time, of every temperature, through the steered engine: every round's outcome, read from the
+    trace beforehand."""
     directory = str(pair_directory / "target"), str(pair_directory / "drafter")
     engine = VllmEngine(VllmEngineConfig(*directory, max_num_seqs=1, max_num_speculative_tokens=LONGEST))
     for request in range(3):
         engine.controller = controller = Outcomes(length)
         limit = int(trace.token_limit[request])
-        name = engine.add_request(trace.prompt(request), SamplingParams(max_tokens=limit))
+        name = engine.add_request(trace.prompt(request), recorded_params(trace, request))
         while engine.has_work:
             engine.step()
         tokens = len(engine.take_result(name).token_ids)
@@ -98,13 +106,15 @@ def test_a_request_that_ends_with_its_first_token_is_left_out(
         recorder.record(requests[:1])
 
 
-def test_requests_that_sample_accept_as_much_as_the_recording_says(
+def test_requests_that_sample_without_a_seed_accept_as_much_as_the_recording_says(
     recorder: VllmRecorder, pair_directory: Path, evaluation_prompts: list[list[int]]
 ) -> None:
-    """Other texts, the same law: tokens per round over some thousand rounds, within four standard errors."""
-    params = SamplingParams(temperature=0.8, seed=1, max_tokens=96, ignore_eos=True)
+    """vLLM's own verification, other texts, the same law: tokens per round over some thousand rounds, within four
+    standard errors."""
+    params = SamplingParams(temperature=0.8, max_tokens=96, ignore_eos=True)
     prompts = evaluation_prompts[:24]
-    trace = recorder.record([TextRequest(tuple(prompt), params) for prompt in prompts])
+    seeded = [TextRequest(tuple(prompt), replace(params, seed=number)) for number, prompt in enumerate(prompts)]
+    trace = recorder.record(seeded)
     assert set(trace.temperature.tolist()) == {np.float32(0.8)} and (trace.output_tokens == 96).all()
     recorded = list[float]()
     for first in trace.first.tolist():

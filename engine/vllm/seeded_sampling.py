@@ -1,0 +1,110 @@
+"""Requests with a seed on an in-process vLLM: one seed, one text, whatever is drafted.
+
+vLLM's own text of a request that samples is another with every draft, even with a seed, so that two ways to speculate
+cannot be compared on it. Here the token at a position is the largest of the target's logits plus Gumbel noise that is a
+function of seed and position alone, as in the embedded engine's ``coupled`` verification (drafter-invariant speculative
+decoding, `arXiv 2408.07978 <https://arxiv.org/abs/2408.07978>`_); a drafted token is kept where it is that token. Of
+greedy drafts as many are accepted as by vLLM's rejection sampling, in law (`arXiv 2211.17192
+<https://arxiv.org/abs/2211.17192>`_): either keeps one with the probability that the target gives it.
+
+vLLM's own sampling still runs, so that the time it takes is in every step; its tokens are overwritten.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..noise import TARGET_STREAM, gumbel_noise, noise_keys
+from ..sampler import MIN_TEMPERATURE, RowSampling, temper
+from ..sampling_params import SamplingParams
+
+ID_SUFFIX = 9
+"""Characters that vLLM appends to a request's id (``v1/engine/input_processor.py``, `assign_request_id`)."""
+
+
+@functools.lru_cache(maxsize=256)
+def _noise(seed: int, position: int, count: int, vocab_size: int, device: torch.device) -> Tensor:
+    """``[count, vocab_size]`` of the positions from ``position`` on. Cached: contenders serve the same requests."""
+    keys = noise_keys(np.asarray(seed), np.arange(position, position + count), TARGET_STREAM)
+    return gumbel_noise(keys, vocab_size, device)
+
+
+class _Seeded:
+    """A request with its noise."""
+
+    def __init__(self, params: SamplingParams, prompt_tokens: int, noise: Tensor) -> None:
+        self.params, self.prompt_tokens, self.noise = params, prompt_tokens, noise
+
+    def rows(self, known_tokens: int, count: int) -> Tensor:
+        """``[count, vocab_size]`` noise of the tokens that follow ``known_tokens``."""
+        start = known_tokens - self.prompt_tokens
+        return self.noise[start : start + count]
+
+
+class SeededSampling:
+    """Stands in for `_sample` of vLLM's model runner (``v1/worker/gpu_model_runner.py``)."""
+
+    def __init__(self, model_runner: Any, longest: int) -> None:
+        """``longest``: tokens that a step drafts at most."""
+        self._runner, self._longest = model_runner, longest
+        self._requests: dict[str, _Seeded] = {}
+        self._stock = model_runner._sample
+        model_runner._sample = self._sample
+
+    def add(self, name: str, params: SamplingParams, prompt_tokens: int) -> None:
+        """A request is about to be added; greedy ones and those without a seed are vLLM's own."""
+        if params.seed is None or params.temperature < MIN_TEMPERATURE:
+            return
+        count = params.max_tokens + self._longest + 1  # Drafts may reach past the end.
+        vocabulary, device = self._runner.input_batch.vocab_size, self._runner.device
+        noise = _noise(params.seed, prompt_tokens, count, vocabulary, device)
+        self._requests[name] = _Seeded(params, prompt_tokens, noise)
+
+    def drop(self, name: str) -> None:
+        """A request has ended."""
+        self._requests.pop(name, None)
+
+    def _sample(self, logits: Tensor, metadata: Any) -> Any:
+        """``logits``: a row for each request, or with ``metadata`` one for each drafted token and one more."""
+        places = [
+            (place, name, own)
+            for place, name in enumerate(self._runner.input_batch.req_ids)
+            if (own := self._requests.get(name[:-ID_SUFFIX])) is not None
+        ]
+        if not places:
+            return self._stock(logits, metadata)
+        drafted = [0] * len(logits) if metadata is None else list(metadata.num_draft_tokens)
+        drawn = self._draw(logits, places, drafted)  # First: vLLM may change logits in place.
+        output = self._stock(logits, metadata)
+        drafts: list[int] = [] if metadata is None else metadata.draft_token_ids.tolist()
+        first, width = np.cumsum([0, *drafted]), output.sampled_token_ids.shape[1]
+        for (place, _, _), tokens in zip(places, drawn, strict=True):
+            kept = _kept(tokens, drafts[first[place] : first[place + 1]])
+            row = torch.tensor(kept + [-1] * (width - len(kept)), dtype=output.sampled_token_ids.dtype)
+            output.sampled_token_ids[place] = row
+        return output
+
+    def _draw(self, logits: Tensor, places: list[tuple[int, str, _Seeded]], drafted: list[int]) -> list[list[int]]:
+        """Each request's tokens as far as it drafted and one more, provided that the drafts before are right."""
+        first = np.cumsum([0, *(count + 1 for count in drafted)])
+        counts = [drafted[place] + 1 for place, _, _ in places]
+        rows = np.concatenate([np.arange(first[place], first[place + 1]) for place, _, _ in places])
+        owners = np.repeat(np.arange(len(places)), counts)
+        sampling = RowSampling.of([own.params for _, _, own in places], [0] * len(places)).take(owners)
+        known = [self._runner.requests[name].num_tokens for _, name, _ in places]
+        noise = torch.cat([own.rows(n, c) for (_, _, own), n, c in zip(places, known, counts, strict=True)])
+        tempered = temper(logits[torch.from_numpy(rows).to(logits.device)].float(), sampling)
+        tokens: list[int] = (tempered + noise).argmax(-1).tolist()
+        ends = np.cumsum(counts)
+        return [tokens[end - count : end] for end, count in zip(ends, counts, strict=True)]
+
+
+def _kept(tokens: list[int], draft: list[int]) -> list[int]:
+    """Of ``tokens`` those up to the first that ``draft`` had not foreseen."""
+    agreed = next((depth for depth, own in enumerate(draft) if own != tokens[depth]), len(draft))
+    return tokens[: agreed + 1]
