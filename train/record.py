@@ -70,7 +70,7 @@ class RecordConfig:
     max_num_speculative_tokens: int = 8
     max_num_seqs: int = 32
     cost_repeats: int = 7
-    """Measurements of every pass of the cost surface's grid."""
+    """Measurements of every pass, or step of vLLM, of the cost surface's grid."""
     calibration_rounds: int = 1500
     """Live rounds, about, that the overhead is found from and checked on; 0 leaves it out."""
     threads: int = 0
@@ -172,7 +172,7 @@ class Recording:
     def measured(self) -> CostSurface:
         """The cost surface of an idle engine."""
         if self.config.engine == "vllm":
-            return self.vllm.measure(self.config.seed)
+            return self.vllm.measure(self.config.seed, self.config.cost_repeats)
         engine = Engine(self.pair, self.config.engine_config)
         return CostSurface.measure(engine, CostGrid(repeats=self.config.cost_repeats), progress=True)
 

@@ -27,7 +27,7 @@ from specpilot.engine import EngineConfig
 from specpilot.engine.vllm.engine import VllmEngine, VllmEngineConfig
 from specpilot.envs.trace import Trace
 from specpilot.train.recording import Progress, RecordingError, TextRequest
-from specpilot.train.vllm_costs import measure_steps
+from specpilot.train.vllm_costs import StepGrid, measure_steps
 
 SCHEDULER = "specpilot.engine.vllm.draft_recorder.RecordingScheduler"
 Drafts = dict[str, dict[int, list[int]]]
@@ -65,9 +65,9 @@ class VllmRecorder:
         """See `record_vllm_requests`."""
         return record_vllm_requests(self.engine, requests, progress)
 
-    def measure(self, seed: int) -> CostSurface:
-        """See `measure_steps`."""
-        return measure_steps(self.engine, seed, progress=True)
+    def measure(self, seed: int, repeats: int) -> CostSurface:
+        """See `measure_steps`; the whole grid is gone over ``repeats`` times."""
+        return measure_steps(self.engine, seed, StepGrid(sweeps=repeats), progress=True)
 
 
 def record_vllm_requests(
