@@ -29,7 +29,8 @@ SIM_TO_REAL_RESULTS = ROOT / "benchmarks/results/sim_to_real.json"
 ABLATION_RESULTS = ROOT / "benchmarks/results/ablation.json"
 LIVE_RESULTS = ROOT / "benchmarks/results/live.json"
 RATIOS = ("relative_to_off", "relative_to_best_constant")
-VLLM_RESULTS = ROOT / "benchmarks/results/vllm.json"
+VLLM_RESULTS = ROOT / "benchmarks/results/vllm_mixed.json"
+VLLM_GREEDY_RESULTS = ROOT / "benchmarks/results/vllm.json"
 PAIR_RECORD = ROOT / "pairs/pystdlib/training.json"
 
 
@@ -199,6 +200,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "ablation": lambda: ablation_block(_read(ABLATION_RESULTS)) if ABLATION_RESULTS.is_file() else "Not run yet.",
     "live": lambda: live_block(_read(LIVE_RESULTS)),
     "vllm": lambda: vllm_block(_read(VLLM_RESULTS)),
+    "vllm greedy": lambda: vllm_block(_read(VLLM_GREEDY_RESULTS)),
     "compiled pass": lambda: compiled_block(_read(COMPILED_RESULTS)),
     "shipped pair": lambda: pair_block(_read(PAIR_RECORD)),
 }

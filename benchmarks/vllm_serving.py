@@ -55,11 +55,11 @@ class VllmService(Service):
         super().__init__(contender.engine, trace, schedule)
         if contender.make is not None:
             contender.engine.controller = contender.make()
-        self._own, self._plugin_before = contender.engine, _plugin_seconds(contender.engine)
+        self._own, self._plugin_before = contender.engine, contender.engine.plugin_seconds
 
     def run(self) -> VllmRun:
         """See `Service.run`."""
-        taken, run = _plugin_seconds(self._own) - self._plugin_before, super().run()
+        taken, run = self._own.plugin_seconds - self._plugin_before, super().run()
         return VllmRun(**vars(run), plugin_seconds=taken)
 
 
@@ -85,8 +85,3 @@ def decode_seconds(engine: VllmEngine, trace: Trace) -> tuple[float, float]:
     for name in finished:
         engine.take_result(name)
     return statistics.median(seconds), float(trace.prompt_tokens[:slots].mean()) + FULL_TOKENS / 2
-
-
-def _plugin_seconds(engine: VllmEngine) -> float:
-    counts: Any = getattr(getattr(engine.scheduler, "steering", None), "counts", None)
-    return 0.0 if counts is None else float(counts.seconds)

@@ -66,10 +66,9 @@ class VllmEngine:
     @property
     def steering(self) -> Any:
         """What chooses K in the scheduler. Raises `VllmEngineError` where none does."""
-        steering = getattr(self.scheduler, "steering", None)
-        if steering is None:
+        if not self._is_steered:
             raise VllmEngineError(f"the scheduler {self.config.scheduler!r} takes no controller; use {STEERED!r}")
-        return steering
+        return self.scheduler.steering
 
     @property
     def controller(self) -> Controller:
@@ -83,9 +82,17 @@ class VllmEngine:
 
     def measure_arrivals(self, clock: Callable[[], float] = time.monotonic) -> None:
         """See `Engine.measure_arrivals`; nothing where nobody steers."""
-        steering = getattr(self.scheduler, "steering", None)
-        if steering is not None:
-            steering.measure_arrivals(clock)
+        if self._is_steered:
+            self.steering.measure_arrivals(clock)
+
+    @property
+    def plugin_seconds(self) -> float:
+        """Of all steps so far: what the plugin took, decisions included; 0 where nobody steers."""
+        return float(self.steering.counts.seconds) if self._is_steered else 0.0
+
+    @property
+    def _is_steered(self) -> bool:
+        return hasattr(self.scheduler, "steering")
 
     @property
     def model_runner(self) -> Any:

@@ -32,8 +32,9 @@ class Engine:
     """Gives every request a token per step of ``seconds``."""
 
     def __init__(self, clock: Clock, seconds: float) -> None:
-        self.config, self.scheduler = VllmEngineConfig("target", max_num_seqs=4), None
+        self.config = VllmEngineConfig("target", max_num_seqs=4)
         self.seconds, self.most = seconds, 0
+        self.plugin_seconds = 0.0
         self._clock = clock
         self._left: dict[str, int] = {}
         self._given: dict[str, int] = {}
