@@ -128,6 +128,8 @@ class RoundOutcome:
     verify_seconds: float
     catch_up_seconds: float
     host_seconds: float
+    is_timed: bool = True
+    """False: other work, such as prompts, is in the seconds and cannot be told from them."""
 
 
 class Controller(ABC):

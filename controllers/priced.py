@@ -13,7 +13,7 @@ from .controller import Controller, Decision, DraftLevel, FloatArray, IntArray, 
 from .cost_surface import CostSurface
 from .cost_table import CostTable
 from .held_lengths import HeldLengths
-from .observation import new_history
+from .observation import gain_of, new_history
 from .round_costs import RoundCosts
 from .round_features import RoundFeatures, note_round
 
@@ -170,13 +170,17 @@ class PricedController(Controller):
         if self._holds:
             return
         seconds = outcome.draft_seconds + outcome.verify_seconds + outcome.catch_up_seconds + outcome.host_seconds
+        tokens = int(outcome.num_committed.sum())
+        plain = self._costs.batch * seconds / self._costs.plain
+        if not outcome.is_timed:  # It went as those before it.
+            plain = tokens / gain_of(self.history)  # type: ignore[arg-type]
         note_round(
             self.history,
             outcome.num_drafted.tolist(),
             outcome.num_verified.tolist(),
             outcome.accepted_length.tolist(),
-            int(outcome.num_committed.sum()),
-            self._costs.batch * seconds / self._costs.plain,
+            tokens,
+            plain,
             self._longest_length,
             self.action.price,
         )

@@ -79,6 +79,16 @@ class DecodingBatch:
     """Of these, tokens generated."""
     left: list[int] = field(default_factory=list)
     """Tokens that each may still generate."""
+    prefilled: list[int] = field(default_factory=list)
+    """Tokens of each that are computed in this step though they were known before it: of its prompt, 0 once that is
+    done."""
+    has_part: bool = False
+    """The step also computes a part of a prompt, for more does not fit into it."""
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether the step computes prompts too, so that its time says little about decoding."""
+        return self.has_part or any(self.prefilled)
 
     @classmethod
     def of(cls, scheduler: Scheduler, scheduled: SchedulerOutput, before: DecodingBatch, own: Histories) -> Self:
@@ -88,7 +98,7 @@ class DecodingBatch:
         step before, mostly the same.
         """
         known, contexts, outputs, left = scheduler.requests, list[int](), list[int](), list[int]()
-        requests: list[Request] = []
+        requests, prefilled = list["Request"](), list[int]()
         for name, count in scheduled.num_scheduled_tokens.items():
             request = known[name]
             context = request.num_tokens
@@ -98,9 +108,12 @@ class DecodingBatch:
                 contexts.append(context)
                 outputs.append(output)
                 left.append(request.max_tokens - output)
+                fresh = context - 1 - request.num_computed_tokens
+                prefilled.append(fresh if fresh > 0 else 0)
         names = tuple([request.request_id for request in requests])
         histories = before.histories if names == before.names else [own[name] for name in names]
-        return cls(requests, names, histories, contexts, outputs, left)
+        has_part = len(names) < len(scheduled.num_scheduled_tokens)
+        return cls(requests, names, histories, contexts, outputs, left, prefilled, has_part)
 
     def least_room(self, max_model_len: int) -> int:
         """`room` of the request that has the least, which may be negative."""
@@ -134,10 +147,19 @@ def round_state(
     arrival_rates: tuple[float, float],
     lag: Callable[[Request], int] | None,
 ) -> RoundState:
-    """State of ``batch``; ``longest``: vLLM's ``num_speculative_tokens``; ``lag``: None where it is always 0."""
+    """State of ``batch``; ``longest``: vLLM's ``num_speculative_tokens``; ``lag``: None where it is always 0.
+
+    Prompts of this step are lag of a lazy drafter: it takes them in only if the step drafts. Those who wait for nothing
+    but their prompt's turn count as running, as in the embedded engine.
+    """
     requests, own, count = batch.requests, batch.histories, len(batch.names)
     running, waiting = scheduler.get_request_counts()
-    behind = [0] * count if lag is None else [lag(request) for request in requests]
+    if batch.has_part and waiting:  # Who waits though all prompts are done lacks a slot or cache.
+        admitted = min(waiting, scheduler.max_num_running_reqs - running)
+        running, waiting = running + admitted, waiting - admitted
+    behind = [0] * count
+    if lag is not None:
+        behind = [lag(request) + fresh for request, fresh in zip(requests, batch.prefilled, strict=True)]
     # Two arrays for nine: between two steps of a model each call of NumPy is a cold one. From one flat list, since
     # NumPy takes its time to see how lists are nested.
     flat = batch.contexts + batch.outputs + behind + batch.rooms(longest, scheduler.max_model_len) + batch.left

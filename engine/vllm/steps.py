@@ -89,7 +89,7 @@ class StepResult:
     def outcome(self) -> RoundOutcome:
         """What the controller is told. Enters the round into the requests' histories, so it is to be called once.
 
-        vLLM does not time the parts of a step: all of ``seconds`` counts as verification.
+        vLLM does not time the parts of a step: all of ``seconds`` counts as verification, even where prompts are in it.
         """
         rounds = zip(self.step.batch.histories, self.drafted, self.verified, self.accepted, strict=True)
         for history, drafted, verified, accepted in rounds:
@@ -106,4 +106,5 @@ class StepResult:
             verify_seconds=self.seconds,
             catch_up_seconds=0.0,
             host_seconds=0.0,
+            is_timed=not self.step.batch.has_prompts,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -202,6 +203,17 @@ def test_off_by_its_action_it_drafts_nothing_and_remembers_the_round() -> None:
     before = list(own.history)
     own.observe(outcome([0, 0, 0], [0, 0, 0]))
     assert own.history[16] == before[16] * 0.98 + 3 and own.history[-2] == 0
+
+
+def test_a_round_without_a_time_of_its_own_says_nothing_about_the_gain() -> None:
+    own, told = controller(FixedPolicy(Action(3, 1.0))), outcome([3, 3], [1, 2])
+    gains = list[float]()
+    for is_timed in (True, False, True):
+        own.decide(round_state(2))
+        own.observe(replace(told, verify_seconds=9.0 if is_timed else 1e6, is_timed=is_timed))
+        gains.append(own.history[16] / own.history[17])
+    assert gains[0] == pytest.approx(gains[1]) and gains[2] < gains[1] < 1
+    assert own.history[18] > 4, "what was drafted is noted all the same"
 
 
 def test_a_confidence_that_is_no_number_is_named() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import deque
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from specpilot.controllers import RoundState
 from specpilot.engine.vllm.state import DecodingBatch
-from specpilot.tests.engine.vllm.conftest import LONGEST, Served
+from specpilot.tests.engine.vllm.conftest import LONGEST, STEERED, UNPACED, Served
 from specpilot.tests.engine.vllm.test_scheduler import Watched, of_everyone, random_each, random_uniform
 from specpilot.tests.support.rounds import seen_rate
 
@@ -71,6 +72,33 @@ def test_load_is_seen(steered: Served, evaluation_prompts: Prompts) -> None:
     assert first.arrival_rates[0] > 0.1 and 0.0 < last.kv_free < 1.0
     assert max(state.kv_free for state in own.states) < 1.0
     assert steered.scheduler.kv_cache_manager.usage == 0.0
+
+
+def test_what_a_lazy_drafter_has_yet_to_read_of_the_prompts_is_lag(
+    steered: Served, evaluation_prompts: Prompts
+) -> None:
+    """At K = 0 it grows by a token a step; a step that drafts takes it in."""
+    own = Watched(lambda state, step: [LONGEST * (step >= 5)] * len(state.request_ids))
+    steered.steering.controller = own
+    prompts = evaluation_prompts[:3]
+    steered.texts(prompts, 20)
+    lags = [state.lag.tolist() for state in own.states if len(state.request_ids) == 3]
+    assert lags[0] == [len(prompt) - 1 for prompt in prompts]
+    assert lags[1:6] == [[lag + step for lag in lags[0]] for step in range(1, 6)]
+    assert lags[6] == [0, 0, 0]
+
+
+def test_requests_that_only_wait_for_their_prompts_turn_are_running(
+    serve: Callable[..., Served], evaluation_prompts: Prompts
+) -> None:
+    served, own = serve(UNPACED, scheduler_cls=STEERED, max_num_batched_tokens=64, max_num_seqs=6), of_everyone(2)
+    served.steering.controller = own
+    served.texts(evaluation_prompts[:9], 30)
+    loads = [(state.running, state.waiting) for state in own.states]
+    assert loads[0] == (6, 3) and len(own.states[0].request_ids) < 3
+    assert all(own == (6, 3) for own in loads[: loads.index((6, 2))]) and loads[-1][1] == 0
+    timed = [outcome.is_timed for outcome in own.outcomes]
+    assert not timed[0] and timed[-1]
 
 
 def test_temperature_is_each_requests_own(steered: Served, evaluation_prompts: Prompts) -> None:
