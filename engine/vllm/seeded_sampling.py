@@ -13,7 +13,7 @@ vLLM's own sampling still runs, so that the time it takes is in every step; its 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,11 +34,12 @@ def _noise(seed: int, position: int, count: int, vocab_size: int, device: torch.
     return gumbel_noise(keys, vocab_size, device)
 
 
-class _Seeded:
-    """A request with its noise."""
+class _Seeded(NamedTuple):
+    """A request with the noise ``[max_tokens and drafts, vocab_size]`` of all that may follow its prompt."""
 
-    def __init__(self, params: SamplingParams, prompt_tokens: int, noise: Tensor) -> None:
-        self.params, self.prompt_tokens, self.noise = params, prompt_tokens, noise
+    params: SamplingParams
+    prompt_tokens: int
+    noise: Tensor
 
     def rows(self, known_tokens: int, count: int) -> Tensor:
         """``[count, vocab_size]`` noise of the tokens that follow ``known_tokens``."""
