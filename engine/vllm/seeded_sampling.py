@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..noise import TARGET_STREAM, gumbel_noise, noise_keys
@@ -79,22 +80,26 @@ class SeededSampling:
         ]
         if not places:
             return self._stock(logits, metadata)
-        drafted = [0] * len(logits) if metadata is None else list(metadata.num_draft_tokens)
-        drawn = self._draw(logits, places, drafted)  # First: vLLM may change logits in place.
+        drafted = [0] * len(logits) if metadata is None else metadata.num_draft_tokens
+        first = np.cumsum([0, *drafted])  # Of each request's drafts.
+        drawn = self._draw(logits, places, first)  # Before vLLM changes logits in place.
         output = self._stock(logits, metadata)
         drafts: list[int] = [] if metadata is None else metadata.draft_token_ids.tolist()
-        first, width = np.cumsum([0, *drafted]), output.sampled_token_ids.shape[1]
+        width = output.sampled_token_ids.shape[1]
         for (place, _, _), tokens in zip(places, drawn, strict=True):
             kept = _kept(tokens, drafts[first[place] : first[place + 1]])
             row = torch.tensor(kept + [-1] * (width - len(kept)), dtype=output.sampled_token_ids.dtype)
             output.sampled_token_ids[place] = row
         return output
 
-    def _draw(self, logits: Tensor, places: list[tuple[int, str, _Seeded]], drafted: list[int]) -> list[list[int]]:
+    def _draw(
+        self, logits: Tensor, places: list[tuple[int, str, _Seeded]], first: NDArray[np.int64]
+    ) -> list[list[int]]:
         """Each request's tokens as far as it drafted and one more, provided that the drafts before are right."""
-        first = np.cumsum([0, *(count + 1 for count in drafted)])
-        counts = [drafted[place] + 1 for place, _, _ in places]
-        rows = np.concatenate([np.arange(first[place], first[place + 1]) for place, _, _ in places])
+        counts = [int(first[place + 1] - first[place]) + 1 for place, _, _ in places]
+        # Every request before has a row more than drafts.
+        starts = [first[place] + place for place, _, _ in places]
+        rows = np.concatenate([np.arange(start, start + count) for start, count in zip(starts, counts, strict=True)])
         owners = np.repeat(np.arange(len(places)), counts)
         sampling = RowSampling.of([own.params for _, _, own in places], [0] * len(places)).take(owners)
         known = [self._runner.requests[name].num_tokens for _, name, _ in places]
