@@ -57,9 +57,10 @@ class Consultation:
     def repeat(self, waiting: int) -> bool:
         """Let the last answer stand for a step of mostly the same requests; if False, `ask`.
 
-        ``waiting``: how many others do, now.
+        ``waiting``: how many others do, now. Where some do, K > 0 is asked about in every step, for it may have to fall
+        at once.
         """
-        if waiting or not self._may_rest:
+        if (waiting and self.length) or not self._may_rest:
             return False
         if self.pacer is None or not self.guard.repeat(len(self._untold)):
             return False

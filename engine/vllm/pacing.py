@@ -53,7 +53,7 @@ class Pacer:
 
     @property
     def may_rest(self) -> bool:
-        """Whether the coming step needs no wish, provided that mostly the same requests run and nobody waits.
+        """Whether the coming step needs no wish, if mostly the same requests run, and nobody waits or K is 0.
 
         That is where K could not change before ``confirm_steps`` wishes more; and as long as wishes agree with K they
         are asked for once in ``dwell_steps`` steps.

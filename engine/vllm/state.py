@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -84,6 +84,10 @@ class DecodingBatch:
     done."""
     has_part: bool = False
     """The step also computes a part of a prompt, for more does not fit into it."""
+    has_drafts: bool = False
+    """The step verifies drafts."""
+    quiet: int = 0
+    """Steps in a row, this one included, that had nothing drafted for the same requests: each gained one token."""
 
     @property
     def has_prompts(self) -> bool:
@@ -113,7 +117,43 @@ class DecodingBatch:
         names = tuple([request.request_id for request in requests])
         histories = before.histories if names == before.names else [own[name] for name in names]
         has_part = len(names) < len(scheduled.num_scheduled_tokens)
-        return cls(requests, names, histories, contexts, outputs, left, prefilled, has_part)
+        has_drafts = bool(scheduled.scheduled_spec_decode_tokens)
+        return cls(requests, names, histories, contexts, outputs, left, prefilled, has_part, has_drafts)
+
+    def a_token_on(self, scheduled: SchedulerOutput, has_drafted: bool) -> Self | None:
+        """`of` the next step where that computes one token of each of the same requests, and this one gained as much;
+        else None. Not for asynchronous scheduling, where this one has not been committed by then.
+
+        So it is in most steps at K = 0, where the look at every request would be most of what the plugin costs.
+        ``has_drafted``: whether this step drafted, though all of it has been cut.
+        """
+        tokens = scheduled.num_scheduled_tokens
+        if self.has_drafts or self.has_part or scheduled.scheduled_spec_decode_tokens:
+            return None
+        if scheduled.total_num_scheduled_tokens != len(self.names) or tuple(tokens) != self.names:
+            return None
+        if self.names and self.requests[0].num_tokens != self.contexts[0] + 1:  # The step before never ran.
+            return None
+        return replace(
+            self,
+            contexts=[count + 1 for count in self.contexts],
+            outputs=[count + 1 for count in self.outputs],
+            left=[count - 1 for count in self.left],
+            prefilled=[0] * len(tokens),
+            quiet=0 if has_drafted else self.quiet + 1,
+        )
+
+    def load(self, scheduler: Scheduler) -> tuple[int, int]:
+        """Requests that run, and that wait, in this step.
+
+        Those who wait for nothing but their prompt's turn count as running, as in the embedded engine: who waits though
+        all prompts are done lacks a slot or cache.
+        """
+        running, waiting = scheduler.get_request_counts()
+        if self.has_part and waiting:
+            admitted = min(waiting, scheduler.max_num_running_reqs - running)
+            return running + admitted, waiting - admitted
+        return running, waiting
 
     def least_room(self, max_model_len: int) -> int:
         """`room` of the request that has the least, which may be negative."""
@@ -143,20 +183,17 @@ def room(request: Request, longest: int, max_model_len: int, tokens_ahead: int =
 def round_state(
     scheduler: Scheduler,
     batch: DecodingBatch,
+    load: tuple[int, int],
     longest: int,
     arrival_rates: tuple[float, float],
     lag: Callable[[Request], int] | None,
 ) -> RoundState:
-    """State of ``batch``; ``longest``: vLLM's ``num_speculative_tokens``; ``lag``: None where it is always 0.
+    """State of ``batch``; ``load``: as `DecodingBatch.load` says; ``longest``: vLLM's ``num_speculative_tokens``;
+    ``lag``: None where it is always 0.
 
-    Prompts of this step are lag of a lazy drafter: it takes them in only if the step drafts. Those who wait for nothing
-    but their prompt's turn count as running, as in the embedded engine.
+    Prompts of this step are lag of a lazy drafter: it takes them in only if the step drafts.
     """
     requests, own, count = batch.requests, batch.histories, len(batch.names)
-    running, waiting = scheduler.get_request_counts()
-    if batch.has_part and waiting:  # Who waits though all prompts are done lacks a slot or cache.
-        admitted = min(waiting, scheduler.max_num_running_reqs - running)
-        running, waiting = running + admitted, waiting - admitted
     behind = [0] * count
     if lag is not None:
         behind = [lag(request) + fresh for request, fresh in zip(requests, batch.prefilled, strict=True)]
@@ -178,8 +215,8 @@ def round_state(
         acceptance_rate=rates,
         temperature=temperatures,
         tokens_left=left,
-        running=running,
-        waiting=waiting,
+        running=load[0],
+        waiting=load[1],
         kv_free=1.0 - scheduler.kv_cache_manager.usage,
         arrival_rates=arrival_rates,
     )

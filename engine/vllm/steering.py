@@ -88,6 +88,7 @@ class Steering:
 
     @controller.setter
     def controller(self, controller: Controller | None) -> None:
+        self._batch = NOBODY  # Nobody looked at steps without a controller.
         if controller is None:
             self._controller = self._consultation = self.guard = None
             return
@@ -195,21 +196,25 @@ class Steering:
 
     def _decide(self, step: Step) -> int:
         before = self._batch
-        batch = self._batch = DecodingBatch.of(self._scheduler, step.scheduled, before, self._histories)
+        batch = None if self._is_asynchronous else before.a_token_on(step.scheduled, has_drafted=self._length > 0)
+        if batch is None:
+            batch = DecodingBatch.of(self._scheduler, step.scheduled, before, self._histories)
+        self._batch = batch
         if not batch.names:
             # Drafts for unfinished prompts are thrown away; one level keeps the drafter's cache in step with them.
             return min(self._length, 1)
         step.batch, step.decided = batch, True
         consultation, least_room = self._consultation, batch.least_room(self._scheduler.max_model_len)
         assert consultation is not None
-        waiting = self._scheduler.get_request_counts()[1]
-        if self._drafts.give_again(batch, least_room) and consultation.repeat(waiting):
-            # What nobody has room for is not drafted.
-            self._length = max(batch.rooms(consultation.length, self._scheduler.max_model_len))
+        load = batch.load(self._scheduler)
+        if self._drafts.give_again(batch, least_room) and consultation.repeat(waiting=load[1]):
+            self._length = consultation.length
+            if self._length:  # What nobody has room for is not drafted.
+                self._length = max(batch.rooms(self._length, self._scheduler.max_model_len))
             return self._length
         consultation.tell_all()  # What is shown depends on it.
         rates = self._arrivals.rates(self._clock())
-        self.state = round_state(self._scheduler, batch, self.longest, rates, self.lag)
+        self.state = round_state(self._scheduler, batch, load, self.longest, rates, self.lag)
         lengths = consultation.ask(self.state)
         if self.self_test is not None and self.self_test.under_way:
             lengths, step.decided = [self.self_test.begin(batch.requests)] * len(lengths), False

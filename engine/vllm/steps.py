@@ -78,6 +78,8 @@ class StepResult:
     def _without_drafts(cls, step: Step, seconds: float) -> StepResult:
         """`of` a step that had none to verify."""
         batch, none = step.batch, [0] * len(step.batch.names)
+        if batch.quiet:
+            return cls(step, seconds, none, none, none, [1] * len(none))
         drafted = [history.drafted for history in batch.histories]
         if any(drafted):  # All was cut.
             for history in batch.histories:
@@ -91,9 +93,11 @@ class StepResult:
 
         vLLM does not time the parts of a step: all of ``seconds`` counts as verification, even where prompts are in it.
         """
-        rounds = zip(self.step.batch.histories, self.drafted, self.verified, self.accepted, strict=True)
-        for history, drafted, verified, accepted in rounds:
-            history.enter(drafted, verified, accepted)
+        batch = self.step.batch
+        if batch.quiet < 2:  # From the second quiet step on histories stay as they are.
+            rounds = zip(batch.histories, self.drafted, self.verified, self.accepted, strict=True)
+            for history, drafted, verified, accepted in rounds:
+                history.enter(drafted, verified, accepted)
         # From one flat list: NumPy takes its time to see how lists are nested.
         flat = np.array(self.drafted + self.verified + self.accepted + self.committed, dtype=np.int64)
         num_drafted, num_verified, accepted_length, num_committed = flat.reshape(4, -1)
@@ -106,5 +110,5 @@ class StepResult:
             verify_seconds=self.seconds,
             catch_up_seconds=0.0,
             host_seconds=0.0,
-            is_timed=not self.step.batch.has_prompts,
+            is_timed=not batch.has_prompts,
         )

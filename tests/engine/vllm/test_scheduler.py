@@ -343,6 +343,20 @@ def test_a_steady_controller_is_asked_seldom_and_told_of_every_round_in_order(pa
     assert 0 < generated < 150 and paced.steering.guard.report.rounds == len(own.outcomes)
 
 
+@pytest.mark.parametrize(("length", "is_asked_always"), [(0, False), (2, True)])
+def test_while_requests_wait_only_speculation_is_asked_about_in_every_step(
+    paced: Served, prompts: Prompts, length: int, is_asked_always: bool
+) -> None:
+    own = of_everyone(length)
+    paced.steering.controller = own
+    before = paced.steering.counts.steps
+    paced.texts(prompts[:14], 30)
+    steps = paced.steering.counts.steps - before
+    seen = [state.waiting > 0 for state in own.states]
+    assert any(seen)
+    assert (sum(seen) > steps / 3) if is_asked_always else (len(own.states) < steps / 2)
+
+
 def test_requests_keep_their_own_lengths_while_nobody_is_asked(paced: Served, prompts: Prompts) -> None:
     given = dict[str, int]()
 

@@ -6,6 +6,7 @@ import copy
 import math
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from specpilot.controllers import RoundState
 from specpilot.engine.vllm.state import DecodingBatch
+from specpilot.engine.vllm.steps import Step, StepResult
 from specpilot.tests.engine.vllm.conftest import LONGEST, STEERED, UNPACED, Served
 from specpilot.tests.engine.vllm.test_scheduler import Watched, of_everyone, random_each, random_uniform
 from specpilot.tests.support.rounds import seen_rate
@@ -32,8 +34,19 @@ def history_of(own: Watched, request_id: str) -> list[tuple[RoundState, int, Any
     return found
 
 
-def test_counts_of_a_request_follow_its_text(steered: Served, evaluation_prompts: Prompts) -> None:
-    own = random_each(0)
+def off_for_a_while(seed: int) -> Watched:
+    """Lengths of `random_each` in every ninth and tenth step, in the others none."""
+    rng = np.random.default_rng(seed)
+    return Watched(
+        lambda state, step: (rng.integers(0, LONGEST + 1, size=len(state.request_ids)) * (step % 10 > 7)).tolist()
+    )
+
+
+@pytest.mark.parametrize("choose", [random_each, off_for_a_while])
+def test_counts_of_a_request_follow_its_text(
+    steered: Served, evaluation_prompts: Prompts, choose: Callable[[int], Watched]
+) -> None:
+    own = choose(0)
     steered.steering.controller = own
     prompts, counts = evaluation_prompts[:5], [9, 17, 25, 33, 41]
     steered.texts(prompts, counts)
@@ -54,6 +67,40 @@ def test_counts_of_a_request_follow_its_text(steered: Served, evaluation_prompts
             if outcome.num_verified[at]:
                 rate = seen_rate(None if math.isnan(rate) else rate, last[1], int(outcome.num_verified[at]))
         assert generated == by_length[length]
+
+
+def test_quiet_steps_are_what_a_look_at_every_request_would_find(
+    steered: Served, evaluation_prompts: Prompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shortcut, result_of, quiet = DecodingBatch.a_token_on, StepResult.of, list[int]()
+
+    def compared(before: DecodingBatch, scheduled: Any, has_drafted: bool) -> DecodingBatch | None:
+        found = shortcut(before, scheduled, has_drafted)
+        if found is not None:
+            looked = DecodingBatch.of(steered.scheduler, scheduled, before, steered.steering._histories)
+            assert replace(looked, quiet=found.quiet) == found
+        return found
+
+    def watched(step: Step, seconds: float) -> StepResult:
+        batch = step.batch
+        if batch.quiet:
+            assert not any(history.drafted for history in batch.histories)
+        result = result_of(step, seconds)
+        now = [
+            request.num_output_tokens - before for request, before in zip(batch.requests, batch.outputs, strict=True)
+        ]
+        assert result.committed == now
+        quiet.append(batch.quiet)
+        return result
+
+    monkeypatch.setattr(DecodingBatch, "a_token_on", compared)
+    monkeypatch.setattr(StepResult, "of", watched)
+    for own in (off_for_a_while(1), Watched(lambda state, step: [int(step % 4 > 2)] * len(state.request_ids))):
+        steered.steering.controller = own
+        steered.texts(evaluation_prompts[:11], [5, 7, 9, 40, 40, 40, 40, 40, 12, 13, 40])
+        steered.steering.controller = None
+        steered.texts(evaluation_prompts[:3], 4)
+    assert quiet.count(1) > 10 and max(quiet) >= 4 and quiet.count(0) > 20
 
 
 def test_rooms_leave_a_token_for_this_step_and_one_for_the_verification() -> None:
