@@ -4,10 +4,10 @@
     .venv-vllm/bin/python benchmarks/in_vllm.py --config ... --scenarios c=1 "bursts 0.5"        # only these
     python benchmarks/in_vllm.py --report benchmarks/results/vllm.json                           # the table again
 
-Each contender has an engine of its own, all in one process (`make vllm-env`): without speculation; stock vLLM with its
-per-batch-size table, tuned on the training requests with our evaluation; with the plugin, as it comes. All serve the
-same requests, with the recorded seeds and so with the same texts (`engine.vllm.seeded_sampling`), in short turns
-(`vllm_serving.py`). What a file of results holds already is not measured again. Writes JSON with every sample.
+Each contender serves on an engine of its own, all in one process (`make vllm-env`): without speculation; stock vLLM
+with its per-batch-size table, tuned on the training requests with our evaluation; with the plugin, as it comes. All
+serve the same requests, with the recorded seeds and so with the same texts (`engine.vllm.seeded_sampling`), in short
+turns (`vllm_serving.py`). What a file of results holds already is not measured again. Writes JSON with every sample.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ import torch
 from specpilot.benchmarks.measurement import ROOT, machine_state
 from specpilot.benchmarks.vllm_config import VllmBenchmark
 from specpilot.benchmarks.vllm_report import CONTROLLER, PLUGIN_OFF, TABLE, vllm_block
-from specpilot.benchmarks.vllm_serving import Contender, decode_seconds, serve_in_turns
+from specpilot.benchmarks.vllm_serving import decode_seconds, serve_in_turns
 from specpilot.configs import ConfigError, load_config
 from specpilot.controllers import ConstantController, Controller, CostSurface, load_controller
 from specpilot.controllers.length_table import Row
@@ -64,6 +63,7 @@ class Benchmark:
         self.train = Stage.build(Trace.load(record / "train.npz"), surface, sizes)
         self.table: tuple[Row, ...] = ()
         """Of the stock engine."""
+        self._seated: int | None = None
         self.stage = Stage.build(Trace.load(record / "evaluation.npz"), surface, sizes, arrivals)
 
     def tuned_table(self) -> tuple[Row, ...]:
@@ -84,8 +84,8 @@ class Benchmark:
         return closed + [Scenario(f"bursts {traffic.load:g}", traffic, own.arrival_requests) for traffic in bursts]
 
     @cached_property
-    def contenders(self) -> dict[str, Contender]:
-        """By name; every engine is started here."""
+    def _engines(self) -> tuple[dict[str, VllmEngine], list[VllmEngine]]:
+        """Stock engines by name, and one with the plugin for each of `_controllers`; all are started here."""
         own = self.config
         torch.set_num_threads(own.threads)
         base = VllmEngineConfig(
@@ -96,25 +96,40 @@ class Benchmark:
             prefill_chunk=own.prefill_chunk,
             max_num_speculative_tokens=max(own.lengths),
         )
-        steered = replace(base, confirm_steps=CONFIRM_STEPS, dwell_steps=DWELL_STEPS)
-
-        def chosen(make: Callable[[], Controller]) -> Contender:
-            return Contender(VllmEngine(steered), make)
-
-        contenders = {
-            OFF: Contender(VllmEngine(replace(base, drafter=None, scheduler=STOCK))),
-            PLUGIN_OFF: chosen(lambda: ConstantController(0)),
-            **{constant_name(k): chosen(partial(ConstantController, k)) for k in own.lengths},
-            TABLE: Contender(VllmEngine(replace(base, scheduler=STOCK, table=self.table))),
-            CONTROLLER: chosen(lambda: load_controller(ROOT / own.controller)),
+        stock = {
+            OFF: VllmEngine(replace(base, drafter=None, scheduler=STOCK)),
+            TABLE: VllmEngine(replace(base, scheduler=STOCK, table=self.table)),
         }
-        for contender in contenders.values():  # The first steps of an engine are slow.
-            decode_seconds(contender.engine, self.stage.trace)
-        return contenders
+        as_it_comes = replace(base, confirm_steps=CONFIRM_STEPS, dwell_steps=DWELL_STEPS)
+        steered = [VllmEngine(as_it_comes) for _ in self._controllers]
+        for engine in (*stock.values(), *steered):  # The first steps of an engine are slow.
+            decode_seconds(engine, self.stage.trace)
+        return stock, steered
+
+    @cached_property
+    def _controllers(self) -> dict[str, Controller]:
+        constants: dict[str, Controller] = {constant_name(k): ConstantController(k) for k in self.config.lengths}
+        return {
+            PLUGIN_OFF: ConstantController(0),
+            **constants,
+            CONTROLLER: load_controller(ROOT / self.config.controller),
+        }
+
+    def contenders(self, repeat: int) -> dict[str, VllmEngine]:
+        """By name. Controllers change engines from repeat to repeat, for engines alike differ by some percent by where
+        their memory lies, and in a repeat keep them from load to load: a guard that was just made probes often."""
+        stock, steered = self._engines
+        names = list(self._controllers)
+        seats = {name: steered[(place + repeat) % len(names)] for place, name in enumerate(names)}
+        if repeat != self._seated:
+            self._seated = repeat
+            for name, engine in seats.items():
+                engine.controller = self._controllers[name]
+        return stock | seats
 
     def slowness(self) -> float:
         """Seconds of a plain step with all slots in use, now, over those of the recorded costs."""
-        seconds, context = decode_seconds(self.contenders[OFF].engine, self.stage.trace)
+        seconds, context = decode_seconds(self._engines[0][OFF], self.stage.trace)
         return seconds / plain_round_seconds(self.stage.costs, self.config.max_num_seqs, context)
 
     def measure(self, scenario: Scenario, repeat: int) -> tuple[float, dict[str, Any]]:
@@ -122,7 +137,7 @@ class Benchmark:
         a load is a share of what it can serve."""
         schedule, slowness = self.stage.schedule(scenario, self.config.seed + repeat), self.slowness()
         schedule = schedule._replace(arrival=schedule.arrival * slowness)
-        runs = serve_in_turns(self.contenders, self.stage.trace, schedule)
+        runs = serve_in_turns(self.contenders(repeat), self.stage.trace, schedule)
         return slowness, {name: run.document() for name, run in runs.items()}
 
 

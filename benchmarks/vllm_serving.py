@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from specpilot.controllers import Controller
 from specpilot.engine import SamplingParams
 from specpilot.engine.vllm.engine import VllmEngine
 from specpilot.envs.replay_state import Schedule
@@ -18,15 +17,6 @@ from specpilot.train.turns import Run, Service, take_turns
 
 FULL_TOKENS = 24
 """Of each request in `decode_seconds`."""
-
-
-@dataclass(frozen=True)
-class Contender:
-    """An engine, and what decides in it."""
-
-    engine: VllmEngine
-    make: Callable[[], Controller] | None = None
-    """None: nothing of ours; vLLM does what it was started with."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +41,9 @@ class VllmRun(Run):
 class VllmService(Service):
     """`Service` by vLLM."""
 
-    def __init__(self, contender: Contender, trace: Trace, schedule: Schedule) -> None:
-        super().__init__(contender.engine, trace, schedule)
-        if contender.make is not None:
-            contender.engine.controller = contender.make()
-        self._own, self._plugin_before = contender.engine, contender.engine.plugin_seconds
+    def __init__(self, engine: VllmEngine, trace: Trace, schedule: Schedule) -> None:
+        super().__init__(engine, trace, schedule)
+        self._own, self._plugin_before = engine, engine.plugin_seconds
 
     def run(self) -> VllmRun:
         """See `Service.run`."""
@@ -63,8 +51,8 @@ class VllmService(Service):
         return VllmRun(**vars(run), plugin_seconds=taken)
 
 
-def serve_in_turns(contenders: Mapping[str, Contender], trace: Trace, schedule: Schedule) -> dict[str, VllmRun]:
-    """Every contender serves ``schedule``."""
+def serve_in_turns(contenders: Mapping[str, VllmEngine], trace: Trace, schedule: Schedule) -> dict[str, VllmRun]:
+    """Every contender serves ``schedule``, with the controller that it has."""
     services = {name: VllmService(own, trace, schedule) for name, own in contenders.items()}
     take_turns(services)
     return {name: own.run() for name, own in services.items()}

@@ -12,6 +12,8 @@ from specpilot.envs.replay_state import Schedule
 from specpilot.train.scenarios import Scenario, Stage
 
 PASSES = 4
+_Given = tuple[Foresight, CostSurface, int, float]
+"""Foresight, costs, longest length, price of a second."""
 
 
 class _CrowdOracle(Oracle):
@@ -60,21 +62,25 @@ def serve_oracle(
 def _serve(
     stage: Stage, scenario: Scenario, schedule: Schedule, per_request: bool, price: float, passes: int, shortest: int
 ) -> Served:
-    longest, best, weights = stage.trace.max_num_speculative_tokens, None, dict[str, float]()
+    best: Served | None = None
+    weights: Mapping[str, float] = {}
     for _ in range(passes):
         engine = stage.engine(schedule)
-        oracle: Oracle
-        if scenario.is_open:
-            crowd = RequestCrowdOracle if per_request else UniformCrowdOracle
-            oracle = crowd(engine, stage.surface, longest, price, weights)
-        else:
-            kind = RequestOracle if per_request else UniformOracle
-            oracle = kind(engine, stage.surface, longest, price, weights=weights)
-        if isinstance(oracle, UniformOracle):
-            oracle.shortest = shortest
+        given: _Given = (engine, stage.surface, stage.trace.max_num_speculative_tokens, price)
+        oracle = _by_request(scenario, given, weights) if per_request else _uniform(scenario, given, weights, shortest)
         served = engine.serve(oracle)
         if best is not None and getattr(served, scenario.figure) <= getattr(best, scenario.figure):
             break
         best, price, weights = served, getattr(served, scenario.figure), oracle.weights
     assert best is not None
     return best
+
+
+def _by_request(scenario: Scenario, given: _Given, weights: Mapping[str, float]) -> Oracle:
+    return RequestCrowdOracle(*given, weights) if scenario.is_open else RequestOracle(*given, weights=weights)
+
+
+def _uniform(scenario: Scenario, given: _Given, weights: Mapping[str, float], shortest: int) -> Oracle:
+    own = UniformCrowdOracle(*given, weights) if scenario.is_open else UniformOracle(*given, weights=weights)
+    own.shortest = shortest
+    return own

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -134,8 +134,10 @@ class DecodingBatch:
             return None
         if self.names and self.requests[0].num_tokens != self.contexts[0] + 1:  # The step before never ran.
             return None
-        return replace(
-            self,
+        return type(self)(
+            self.requests,
+            self.names,
+            self.histories,
             contexts=[count + 1 for count in self.contexts],
             outputs=[count + 1 for count in self.outputs],
             left=[count - 1 for count in self.left],

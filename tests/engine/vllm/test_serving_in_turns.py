@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from specpilot.benchmarks import vllm_serving
-from specpilot.benchmarks.vllm_serving import Contender, decode_seconds, serve_in_turns
+from specpilot.benchmarks.vllm_serving import decode_seconds, serve_in_turns
 from specpilot.engine import SamplingParams
 from specpilot.engine.request import FinishReason, RequestOutput, RequestStats, StreamChunk
 from specpilot.engine.vllm.engine import VllmEngineConfig
@@ -102,15 +102,15 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def contenders(clock: Clock, **seconds: float) -> dict[str, Any]:
-    return {name: Contender(Engine(clock, own)) for name, own in seconds.items()}  # type: ignore[arg-type]
+    return {name: Engine(clock, own) for name, own in seconds.items()}
 
 
 def test_a_closed_loop_takes_each_as_long_as_its_own_steps(clock: Clock) -> None:
     own = contenders(clock, slow=0.4, fast=0.1)
     found = serve_in_turns(own, Requests(), schedule(concurrency=2))  # type: ignore[arg-type]
     for name, run in found.items():
-        assert [len(tokens) for tokens in run.outputs] == LENGTHS and own[name].engine.most == 2
-        assert run.seconds == pytest.approx(run.steps * own[name].engine.seconds)
+        assert [len(tokens) for tokens in run.outputs] == LENGTHS and own[name].most == 2
+        assert run.seconds == pytest.approx(run.steps * own[name].seconds)
     assert found["slow"].seconds == pytest.approx(4 * found["fast"].seconds)
     assert found["slow"].request_seconds == pytest.approx(4 * found["fast"].request_seconds)
 
@@ -119,7 +119,7 @@ def test_requests_that_come_one_by_one_are_not_waited_for(clock: Clock) -> None:
     own = contenders(clock, slow=0.02, fast=0.01)
     found = serve_in_turns(own, Requests(), schedule(concurrency=0, gap=100.0))  # type: ignore[arg-type]
     for name, run in found.items():
-        engine = own[name].engine
+        engine = own[name]
         assert run.request_seconds == pytest.approx(sum(LENGTHS) * engine.seconds) and engine.most == 1
         assert run.seconds == pytest.approx(100 * (len(LENGTHS) - 1) + LENGTHS[-1] * engine.seconds)
     assert clock.seconds == pytest.approx(sum(LENGTHS) * 0.03)
