@@ -16,9 +16,10 @@ from specpilot.envs.live import ServingEngine, recorded_params
 from specpilot.envs.replay_state import Schedule
 from specpilot.envs.trace import Trace
 
-TURN_SECONDS = 0.25
-"""Of a contender's clock, where requests arrive by it: long against a step, short against the machine's changes."""
-TURNS = 24
+TURN_SECONDS = 0.03
+"""Of a contender's clock, where requests arrive by it: about a step. The machine changes within a second, and a turn of
+that length meets another machine than the next contender's; steps alone are no slower than many in a row."""
+TURNS = 200
 """Of a contender in closed loop, where each turn has as many tokens."""
 
 
