@@ -17,8 +17,8 @@ from specpilot.envs.replay_state import Schedule
 from specpilot.envs.trace import Trace
 
 TURN_SECONDS = 0.03
-"""Of a contender's clock, where requests arrive by it: about a step. The machine changes within a second, and a turn of
-that length meets another machine than the next contender's; steps alone are no slower than many in a row."""
+"""Of a contender's clock, where requests arrive by it: about a step. The machine's speed changes within a second, so in
+turns that long each contender meets another machine."""
 TURNS = 200
 """Of a contender in closed loop, where each turn has as many tokens."""
 
