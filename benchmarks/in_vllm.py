@@ -63,7 +63,6 @@ class Benchmark:
         self.train = Stage.build(Trace.load(record / "train.npz"), surface, sizes)
         self.table: tuple[Row, ...] = ()
         """Of the stock engine."""
-        self._seated: int | None = None
         self.stage = Stage.build(Trace.load(record / "evaluation.npz"), surface, sizes, arrivals)
 
     def tuned_table(self) -> tuple[Row, ...]:
@@ -121,23 +120,23 @@ class Benchmark:
         stock, steered = self._engines
         names = list(self._controllers)
         seats = {name: steered[(place + repeat) % len(names)] for place, name in enumerate(names)}
-        if repeat != self._seated:
-            self._seated = repeat
-            for name, engine in seats.items():
+        for name, engine in seats.items():
+            if engine.controller is not self._controllers[name]:  # Once more it would lose what its guard has seen.
                 engine.controller = self._controllers[name]
         return stock | seats
 
-    def slowness(self) -> float:
-        """Seconds of a plain step with all slots in use, now, over those of the recorded costs."""
-        seconds, context = decode_seconds(self._engines[0][OFF], self.stage.trace)
+    def slowness(self, plain: VllmEngine) -> float:
+        """Seconds of a step of ``plain`` with all slots in use, now, over those of the recorded costs."""
+        seconds, context = decode_seconds(plain, self.stage.trace)
         return seconds / plain_round_seconds(self.stage.costs, self.config.max_num_seqs, context)
 
     def measure(self, scenario: Scenario, repeat: int) -> tuple[float, dict[str, Any]]:
         """`slowness`, and every contender on the same requests. Arrivals come as much later as the machine is slow, for
         a load is a share of what it can serve."""
-        schedule, slowness = self.stage.schedule(scenario, self.config.seed + repeat), self.slowness()
+        contenders = self.contenders(repeat)
+        schedule, slowness = self.stage.schedule(scenario, self.config.seed + repeat), self.slowness(contenders[OFF])
         schedule = schedule._replace(arrival=schedule.arrival * slowness)
-        runs = serve_in_turns(self.contenders(repeat), self.stage.trace, schedule)
+        runs = serve_in_turns(contenders, self.stage.trace, schedule)
         return slowness, {name: run.document() for name, run in runs.items()}
 
 

@@ -17,8 +17,8 @@ from specpilot.envs.replay_state import Schedule
 from specpilot.envs.trace import Trace
 
 TURN_SECONDS = 0.03
-"""Of a contender's clock, where requests arrive by it: about a step. The machine's speed changes within a second, so in
-turns that long each contender meets another machine."""
+"""Of a contender's clock, where requests arrive by it: about a step. The machine's speed changes within a second, and
+all contenders shall have had their turn before it does."""
 TURNS = 200
 """Of a contender in closed loop, where each turn has as many tokens."""
 
