@@ -117,7 +117,7 @@ class GuardedController(Controller):
         self._own_round = self._away == 0 and not self._probe.wants_fallback(self._batch)
         self._away = max(0, self._away - 1)
         if self._own_round:
-            decision = self._asked(lambda: self.inner.decide(state), self._checked_decision)
+            decision = self._asked(self.inner.decide, self._checked_decision, state)
             if decision is not None:
                 return decision
         else:
@@ -156,7 +156,7 @@ class GuardedController(Controller):
         if not self._decided:
             self.fallback.observe(outcome)
         elif self._own_round:
-            self._asked(lambda: self.inner.observe(outcome), lambda told: True)
+            self._asked(self.inner.observe, _nothing, outcome)
         if self._own_round and not self._faulty:
             self._faults_in_a_row = 0
         self._prove(outcome)
@@ -167,7 +167,7 @@ class GuardedController(Controller):
         """What ``ask`` answers to ``told`` after level ``depth``; in a round with a fault all ``requests`` stop."""
         answer = None
         if self._own_round:
-            answer = self._asked(lambda: ask(*told), lambda found: _checked_answer(found, len(requests), depth))
+            answer = self._asked(ask, lambda found: _checked_answer(found, len(requests), depth), *told)
         return np.full(len(requests), depth) if answer is None else answer
 
     def verify_lengths_of(self, ask: Callable[[IntArray], Any], num_drafted: IntArray) -> IntArray:
@@ -175,14 +175,14 @@ class GuardedController(Controller):
         answer = None
         if self._own_round:
             shown = num_drafted.copy()
-            answer = self._asked(lambda: ask(shown), lambda found: _checked_lengths(found, num_drafted))
+            answer = self._asked(ask, lambda found: _checked_lengths(found, num_drafted), shown)
         return num_drafted if answer is None else answer
 
-    def _asked(self, call: Callable[[], Any], check: Callable[[Any], T]) -> T | None:
-        """What the inner controller answers, checked; None where it fails."""
+    def _asked(self, ask: Callable[..., Any], check: Callable[[Any], T], *told: Any) -> T | None:
+        """What the inner controller answers to ``told``, checked; None where it fails."""
         start = time.perf_counter()
         try:
-            answer = check(call())
+            answer = check(ask(*told))
             taken = time.perf_counter() - start
             if taken > self.settings.budget_seconds:
                 raise _FaultError("overrun", f"took {taken:.3g} s, allowed are {self.settings.budget_seconds:g} s")
@@ -268,6 +268,10 @@ class GuardedLooks:
     def verified(self, num_drafted: IntArray) -> IntArray:
         """See `Looks.verified`."""
         return self._guard.verify_lengths_of(self._inner.verified, num_drafted)
+
+
+def _nothing(answer: Any) -> None:
+    """To be checked."""
 
 
 def _checked_integers(value: Any, count: int) -> IntArray:

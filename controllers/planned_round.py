@@ -19,7 +19,7 @@ from .controller import LEVEL_FEATURES, DraftLevel, FloatArray, IntArray, RoundS
 from .cost_table import CostTable
 from .observation import HISTORY_SIZE, NUM_FEATURES
 from .price_rule import RoundSeconds
-from .round_kernel import Drafting, look, look_by_table, open_round, state_chances
+from .round_kernel import Drafting, look, look_by_table, open_round, plan_round, state_chances
 from .round_overhead import COEFFICIENTS
 
 
@@ -37,7 +37,10 @@ def warm_up() -> None:
     passes = np.ones((3, 4, 3))
     costs = CostTable(passes, passes, passes, passes, np.ones(len(COEFFICIENTS)))
     write_features(features, whole, whole, numbers, numbers, numbers, 2, 0, 1.0, 0.0, 0.0, np.ones(HISTORY_SIZE), costs)
-    open_round(costs, np.zeros((8, 6)), numbers, whole, whole, numbers, whole, whole, whole, 1, 1.0, 1, True)
+    own = (np.zeros((8, 6)), numbers, whole, whole, numbers, whole, whole, whole)
+    open_round(costs, *own, 1, 1.0, 1, True)
+    one_by_one: tuple[Any, ...] = (*costs, *own)
+    plan_round(*one_by_one, 1, 1.0)
     drafting = Drafting(chances, chances.copy(), sure, whole, whole.copy(), whole.copy(), np.ones(1), sure[:1].copy())
     look(drafting, whole - 1, told, 1, 0.5, seconds, 1, 1.0)
     told_once: tuple[Any, ...] = (table, 0 * whole, 0.5, 1, 1.0, *drafting, *seconds)
@@ -72,11 +75,31 @@ def round_features(state: RoundState, chances: FloatArray, history: list[float],
     return out
 
 
+def planned_lengths(
+    costs: CostTable, action: Action, logistics: HistoryLogistics, state: RoundState, allowed: IntArray
+) -> IntArray:
+    """``[B]`` lengths of a round without looks; ``allowed`` ``[B]``: most tokens."""
+    found: IntArray = plan_round(
+        *costs,
+        logistics.numbers,
+        state.acceptance_rate,
+        state.last_num_speculative_tokens,
+        state.last_accepted_length,
+        state.temperature,
+        state.lag,
+        state.context_length,
+        allowed,
+        int(action.max_length),
+        float(action.price),
+    )
+    return found
+
+
 class PlannedRound:
-    """A round in which each request gets its own length; with looks also the engine's `Looks`."""
+    """A round with looks in which each request gets its own length: the engine's `Looks`."""
 
     def __init__(self, costs: CostTable, action: Action, predictor: AcceptancePredictor, looks: int) -> None:
-        """``looks``: levels after which the lengths are planned anew."""
+        """``looks``: levels after which the lengths are planned anew, 1 or more."""
         self.levels, self.trims = looks, False
         self._costs, self._predictor = costs, predictor
         self._max_length, self._price = int(action.max_length), float(action.price)
@@ -84,7 +107,7 @@ class PlannedRound:
     def plan(self, state: RoundState, allowed: IntArray) -> IntArray:
         """``[B]`` lengths; ``allowed`` ``[B]``: most tokens.
 
-        In a round with looks those that draft are given all that is allowed: the looks say when to stop.
+        Those that draft are given all that is allowed: the looks say when to stop.
         """
         return self._open(state, allowed, plans=True)
 
@@ -109,12 +132,11 @@ class PlannedRound:
             self.levels,
             plans,
         )
-        if self.levels:
-            self._temperature = state.temperature
-            if table is not None:
-                rows = table.rows(state.temperature)  # May replace the table's chances.
-                rule = table.chances, rows, predictor.carry, self._max_length, self._price
-                self._told_once: tuple[Any, ...] = (*rule, *self._drafting, *self._seconds)
+        self._temperature = state.temperature
+        if table is not None:
+            rows = table.rows(state.temperature)  # May replace the table's chances.
+            rule = table.chances, rows, predictor.carry, self._max_length, self._price
+            self._told_once: tuple[Any, ...] = (*rule, *self._drafting, *self._seconds)
         return self._drafting.bound
 
     def after(self, depth: int, requests: IntArray, margin: FloatArray, agreement: FloatArray) -> IntArray:
@@ -144,7 +166,7 @@ class PlannedRound:
 
     def verified(self, num_drafted: IntArray) -> IntArray:
         """See `Looks.verified`."""
-        return np.minimum(self._drafting.planned, num_drafted) if self.levels else num_drafted
+        return np.minimum(self._drafting.planned, num_drafted)
 
 
 def _complain(told: dict[str, FloatArray], predictor: AcceptancePredictor) -> None:

@@ -62,11 +62,11 @@ class PricedController(Controller):
         self.max_batch, self.max_context = max_batch, max_context
         self.history: list[float] = new_history().tolist()
         """As `observation.new_history`."""
-        self.features = RoundFeatures(self.costs, self.history)
-        """Of the last decision's round."""
         self.action = Action(0, 1.0)
         """Of the last decision."""
         self._costs = RoundCosts(self.costs)
+        self.features = RoundFeatures(self.costs, self._costs, self.history, self._first_chances)
+        """Of the last decision's round."""
         self._round: PlannedRound | None = None
         self._longest_length = 0
         self._held = HeldLengths(hold)
@@ -88,19 +88,17 @@ class PricedController(Controller):
             return self._hold(state, np.minimum(held, allowed))
         requests = len(state.request_ids)
         self._costs.enter(requests, float(max(state.context_length.tolist())))
-        chances = self._chances(state)
-        first: FloatArray = np.ascontiguousarray(chances[:, 0])
-        self.features.enter(state, first, self._costs)
+        self.features.enter(state)
         seen: Features = self.features
         if self._compiled is not None and requests > 1 and self.policy.feature_names:
-            seen = self._compiled.round_features(state, first, self.history, self.costs)
+            seen = self._compiled.round_features(state, self._first_chances(state), self.history, self.costs)
         self.action = action = self.policy.act(seen)
         self._round, self.plans = None, action.price > 0
         self._ask(action.asked_levels)
         if action.price == 0:
             lengths = np.minimum(allowed, action.max_length)
         elif action.max_length > 0 and max(allowed.tolist()) > 0:
-            lengths = self._begin(action).plan(state, allowed)
+            lengths = self._plan(state, allowed)
         else:
             lengths = np.zeros(requests, dtype=np.int64)
         given: list[int] = lengths.tolist()
@@ -121,11 +119,23 @@ class PricedController(Controller):
             self._begin(self.action).begin(state, lengths)
         return Decision(lengths, self._looks())
 
-    def _chances(self, state: RoundState) -> FloatArray:
+    def _plan(self, state: RoundState, allowed: IntArray) -> IntArray:
+        if self.asked_levels:
+            return self._begin(self.action).plan(state, allowed)
+        assert self._compiled is not None
+        lengths: IntArray = self._compiled.planned_lengths(
+            self.costs, self.action, self.predictor.history, state, allowed
+        )
+        return lengths
+
+    def _first_chances(self, state: RoundState) -> FloatArray:
+        """``[B]`` that each request's first draft is accepted, from its history."""
+        logistics = self.predictor.history
         if self._compiled is None:
-            return self.predictor.history.of_state(state)
-        chances: FloatArray = self._compiled.history_chances(self.predictor.history, state)
-        return chances
+            chances: FloatArray = logistics.of_state(state)
+        else:
+            chances = self._compiled.history_chances(logistics, state)
+        return np.ascontiguousarray(chances[:, 0])
 
     def _looks(self) -> Looks | None:
         """The round itself, if the engine can ask it without the detour through this controller."""
@@ -170,7 +180,7 @@ class PricedController(Controller):
         if self._holds:
             return
         seconds = outcome.draft_seconds + outcome.verify_seconds + outcome.catch_up_seconds + outcome.host_seconds
-        tokens = int(outcome.num_committed.sum())
+        tokens: int = sum(outcome.num_committed.tolist())  # NumPy's own sum takes longer for the few that there are.
         plain = self._costs.batch * seconds / self._costs.plain
         if not outcome.is_timed:  # It went as those before it.
             plain = tokens / gain_of(self.history)  # type: ignore[arg-type]

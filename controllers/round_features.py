@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -33,9 +34,12 @@ _POOLED = 2 * MAX_DEPTH
 class RoundFeatures:
     """Features of one round by their place in `observation.FEATURES`, each group computed when first read."""
 
-    def __init__(self, costs: CostTable, history: list[float]) -> None:
-        """``history`` is read at every round; see `note_round`."""
-        self.history = history
+    def __init__(
+        self, table: CostTable, costs: RoundCosts, history: list[float], first_chances: Callable[[RoundState], Any]
+    ) -> None:
+        """``costs`` (over ``table``), ``history`` (see `note_round`) and ``first_chances``, which gives ``[B]``, are
+        read in every round."""
+        self.history, self._round, self._first_chances = history, costs, first_chances
         self._blank: list[float | None] = [None] * NUM_FEATURES
         self._values = list(self._blank)
         self._fill: list[Callable[[], None]] = [self._machine] * NUM_FEATURES
@@ -54,15 +58,14 @@ class RoundFeatures:
         ):
             for name in names:
                 self._fill[self._place[name]] = fill
-        code = _machine_code(costs)
+        code = _machine_code(table)
         for place, fill in enumerate(self._fill):
             if fill == self._machine:
                 self._blank[place] = float(code[place])
 
-    def enter(self, state: RoundState, first_chance: FloatArray, costs: RoundCosts) -> None:
-        """Begin a round. ``first_chance`` ``[B]``; ``costs`` has been told of the round."""
-        self._values = self._blank.copy()
-        self._state, self._chance, self._round = state, first_chance, costs
+    def enter(self, state: RoundState) -> None:
+        """Begin a round, which the costs have been told of."""
+        self._values, self._state = self._blank.copy(), state
 
     def __getitem__(self, index: int) -> float:
         """Feature number ``index``."""
@@ -107,7 +110,7 @@ class RoundFeatures:
         self._set("request_acceptance_mean", *_mean_and_spread(known))
 
     def _chances(self) -> None:
-        chances = self._chance.tolist()
+        chances: list[float] = self._first_chances(self._state).tolist()
         mean, spread = _mean_and_spread(chances)
         self._set("first_chance_mean", mean, max(chances), spread)
 
@@ -125,12 +128,8 @@ class RoundFeatures:
         self._set("context_mean", sum(own) / len(own) / 1024, max(own) / 1024)
 
     def _costs(self) -> None:
-        costs = self._round
-        verify, plain, last = costs.verify, costs.plain, len(costs.verify) - 1
-        four = verify[min(5, last)] + max(5 - last, 0) * (verify[last] - verify[last - 1])
-        catch_up = float(costs.catch_up(np.asarray([64]))[0])
-        marginal, more = (verify[2] - verify[1]) / plain, (four - verify[1]) / plain
-        self._set("draft_cost", costs.draft_of(costs.batch) / plain, marginal, more, catch_up / plain, math.log(plain))
+        plain = self._round.plain
+        self._set("draft_cost", *(seconds / plain for seconds in self._round.passes), math.log(plain))
 
     def _last(self) -> None:
         self._set("gain", gain_of(self.history), self.history[-2], self.history[-1])  # type: ignore[arg-type]

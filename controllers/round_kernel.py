@@ -149,6 +149,36 @@ def open_round(
 
 
 @compiled
+def plan_round(
+    draft: FloatArray,
+    verify: FloatArray,
+    catch_up: FloatArray,
+    prefill: FloatArray,
+    overhead: FloatArray,
+    drafts_whole_batch: bool,
+    numbers: FloatArray,
+    acceptance_rate: FloatArray,
+    last_drafted: IntArray,
+    last_accepted: IntArray,
+    temperature: FloatArray,
+    lag: IntArray,
+    context: IntArray,
+    allowed: IntArray,
+    max_length: int,
+    price: float,
+) -> IntArray:
+    """``[B]`` lengths of a round without looks: `open_round`.
+
+    The fields of `CostTable` come one by one, and nothing but the lengths goes back: handing over named tuples takes
+    longer than the plan.
+    """
+    costs = CostTable(draft, verify, catch_up, prefill, overhead, drafts_whole_batch)
+    own = (acceptance_rate, last_drafted, last_accepted, temperature, lag, context, allowed)
+    drafting, _ = open_round(costs, numbers, *own, max_length, price, 0, True)
+    return drafting.bound
+
+
+@compiled
 def look_up(
     chances: NDArray[np.float32], rows: IntArray, margin: FloatArray, agreement: FloatArray, depth: int
 ) -> NDArray[np.float32]:

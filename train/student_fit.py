@@ -15,6 +15,7 @@ from specpilot.controllers.priced import Action
 from specpilot.train.normaliser import Normaliser
 
 Rows = NDArray[np.float64]
+Nodes = NDArray[np.int64]
 
 
 def fit_tree(
@@ -25,31 +26,47 @@ def fit_tree(
     max_leaf_nodes: int,
     seed: int,
 ) -> TreePolicy:
-    """The best-first tree of at most ``max_leaf_nodes`` leaves (CART, as in scikit-learn)."""
+    """The best-first tree of at most ``max_leaf_nodes`` leaves (CART, as in scikit-learn), without its splits between
+    equal tiers: they made leaves purer, and decide nothing."""
     fitted = DecisionTreeClassifier(max_leaf_nodes=max(2, max_leaf_nodes), min_samples_leaf=20, random_state=seed)
     tree = fitted.fit(features, tier, sample_weight=weight).tree_
-    order = _from_the_root(tree)
+    named = fitted.classes_[tree.value[:, 0].argmax(axis=1)]
+    left, right = _without_idle_splits(tree.children_left, tree.children_right, named)
+    order = _from_the_root(left, right)
     place = {node: number for number, node in enumerate(order)}
-    read = sorted({int(tree.feature[node]) for node in order if tree.children_left[node] >= 0})
-    leaf = [tree.children_left[node] < 0 for node in order]
+    read = sorted({int(tree.feature[node]) for node in order if left[node] >= 0})
+    leaf = [left[node] < 0 for node in order]
     return TreePolicy(
         [FEATURE_NAMES[number] for number in read],
         tiers,
         [-1 if is_leaf else read.index(int(tree.feature[node])) for node, is_leaf in zip(order, leaf, strict=True)],
         [0.0 if is_leaf else float(tree.threshold[node]) for node, is_leaf in zip(order, leaf, strict=True)],
-        [0 if is_leaf else place[int(tree.children_left[node])] for node, is_leaf in zip(order, leaf, strict=True)],
-        [0 if is_leaf else place[int(tree.children_right[node])] for node, is_leaf in zip(order, leaf, strict=True)],
-        [int(fitted.classes_[tree.value[node][0].argmax()]) for node in order],
+        [0 if is_leaf else place[left[node]] for node, is_leaf in zip(order, leaf, strict=True)],
+        [0 if is_leaf else place[right[node]] for node, is_leaf in zip(order, leaf, strict=True)],
+        [int(named[node]) for node in order],
     )
 
 
-def _from_the_root(tree: object) -> list[int]:
+def _without_idle_splits(left: Nodes, right: Nodes, tier: Nodes) -> tuple[list[int], list[int]]:
+    """Children, -1 at leaves, where a node whose two children are leaves of one tier is a leaf of that tier.
+
+    ``tier`` is read at leaves, and written at new ones. Children are behind their parents.
+    """
+    low, high = left.tolist(), right.tolist()
+    for node in reversed(range(len(low))):
+        one, other = low[node], high[node]
+        if one >= 0 and low[one] < 0 and low[other] < 0 and tier[one] == tier[other]:
+            tier[node] = tier[one]
+            low[node] = high[node] = -1
+    return low, high
+
+
+def _from_the_root(left: Sequence[int], right: Sequence[int]) -> list[int]:
     """Nodes, parents before children."""
     order = [0]
     for node in order:
-        left, right = int(tree.children_left[node]), int(tree.children_right[node])  # type: ignore[attr-defined]
-        if left >= 0:
-            order += [left, right]
+        if left[node] >= 0:
+            order += [left[node], right[node]]
     return order
 
 

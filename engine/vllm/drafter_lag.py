@@ -32,7 +32,8 @@ class DrafterLag:
     def step_done(self, length: int, requests: Sequence[Any]) -> None:
         """A step with ``length`` = K ran ``requests``; their counts are those after it."""
         if length > 0:
-            self._covered.update([(request.request_id, request.num_computed_tokens + 1) for request in requests])
+            for request in requests:
+                self._covered[request.request_id] = request.num_computed_tokens + 1
             return
         for request in requests:
             reached = int(request.num_computed_tokens) + 1
@@ -49,7 +50,7 @@ class DrafterLag:
             ran = [request.req_id for request in scheduled.scheduled_new_reqs]
             ran += scheduled.scheduled_cached_reqs.resumed_req_ids
         self.step_done(length, [alive[name] for name in ran if name in alive])
-        self.forget(names.keys() - alive.keys())
+        self.forget([name for name in names if name not in alive])
 
     def forget(self, request_ids: Iterable[str]) -> None:
         """These requests are finished."""

@@ -159,7 +159,8 @@ def test_features_computed_as_they_are_read_are_those_of_the_whole_observation(s
     rng = np.random.default_rng((seed, batch))
     table = CostTable.bake(memory_bound(), 8, int(rng.integers(1, 9)), 96)
     whole, lazy = new_history(), new_history().tolist()
-    reader, costs = RoundFeatures(table, lazy), RoundCosts(table)
+    chance, costs = np.empty(batch), RoundCosts(table)
+    reader = RoundFeatures(table, costs, lazy, lambda state: chance)
     for _ in range(12):
         drafted = rng.integers(0, 12, batch)
         verified = rng.integers(0, drafted + 1)
@@ -168,7 +169,8 @@ def test_features_computed_as_they_are_read_are_those_of_the_whole_observation(s
         update_history(whole, drafted, verified, accepted, *facts)
         note_round(lazy, drafted.tolist(), verified.tolist(), accepted.tolist(), *facts)
         np.testing.assert_allclose(lazy, whole, rtol=1e-12)
-        state, chance, expected = random_state(batch, rng), rng.random(batch), np.zeros(NUM_FEATURES)
+        state, expected = random_state(batch, rng), np.zeros(NUM_FEATURES)
+        chance[:] = rng.random(batch)
         write_features(
             expected,
             state.context_length,
@@ -184,7 +186,7 @@ def test_features_computed_as_they_are_read_are_those_of_the_whole_observation(s
             table,
         )
         costs.enter(batch, float(state.context_length.max()))
-        reader.enter(state, chance, costs)
+        reader.enter(state)
         place = int(rng.integers(NUM_FEATURES))
         assert reader[place] == pytest.approx(expected[place], rel=1e-9, abs=1e-12)  # alone, before the others
         np.testing.assert_allclose(reader.array(), expected, rtol=1e-9, atol=1e-12)
