@@ -47,11 +47,11 @@ def warm_up() -> None:
     look_by_table(1, whole - 1, numbers, numbers, *told_once)
 
 
-def history_chances(logistics: HistoryLogistics, state: RoundState) -> FloatArray:
-    """``[B, 8]`` by depth: `HistoryLogistics.of_state`, quicker."""
-    drafted, accepted = state.last_num_speculative_tokens, state.last_accepted_length
-    found: FloatArray = state_chances(logistics.numbers, state.acceptance_rate, drafted, accepted, state.temperature)
-    return found
+def first_chances(logistics: HistoryLogistics, state: RoundState) -> FloatArray:
+    """``[B]`` of each request's first draft: `HistoryLogistics.of_state`, quicker."""
+    drafted, accepted, first = state.last_num_speculative_tokens, state.last_accepted_length, logistics.numbers[:1]
+    found: FloatArray = state_chances(first, state.acceptance_rate, drafted, accepted, state.temperature)
+    return found[:, 0]
 
 
 def round_features(state: RoundState, chances: FloatArray, history: list[float], costs: CostTable) -> FloatArray:

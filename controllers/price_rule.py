@@ -127,6 +127,7 @@ def plan_lengths(
             at_level[level] += 1
     to_start = np.sum(warm)
     first = (seconds.fixed if depth == 0 else 0.0) - seconds.curve[0]
+    plain = math.log(spent)
     best = -math.log(spent + price * seconds.stop * (to_start > 0))
     best_length = best_place = 0
     for length in range(1, longest + 1):
@@ -141,6 +142,9 @@ def plan_lengths(
             started += level == 0 and warm[row]
             total = costs + seconds.curve[taken] + seconds.padded * padded_tokens(batch * length - taken, batch)
             total += seconds.stop if started < to_start else 0.0
+            more, ahead = price * total / spent, gain / batch - plain - best
+            if more >= 0.0 and ahead * (2.0 + more) < 2.0 * more:  # log(1 + x) is at least 2 x / (2 + x).
+                continue
             speed = gain / batch - math.log(spent + price * total)
             if speed > best:
                 best, best_length, best_place = speed, length, place + 1

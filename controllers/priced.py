@@ -132,10 +132,9 @@ class PricedController(Controller):
         """``[B]`` that each request's first draft is accepted, from its history."""
         logistics = self.predictor.history
         if self._compiled is None:
-            chances: FloatArray = logistics.of_state(state)
-        else:
-            chances = self._compiled.history_chances(logistics, state)
-        return np.ascontiguousarray(chances[:, 0])
+            return logistics.of_state(state)[:, 0]
+        chances: FloatArray = self._compiled.first_chances(logistics, state)
+        return chances
 
     def _looks(self) -> Looks | None:
         """The round itself, if the engine can ask it without the detour through this controller."""

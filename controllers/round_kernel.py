@@ -64,7 +64,8 @@ def log_odds(chance: float) -> float:
 def history_chances(
     numbers: FloatArray, acceptance_rate: FloatArray, whole: IntArray, temperature: FloatArray
 ) -> FloatArray:
-    """``[B, 8]`` by depth, as `HistoryLogistics.chances`; ``numbers`` are its `numbers`, ``whole`` ``[B]`` 0 or 1."""
+    """``[B, D]`` by depth, as `HistoryLogistics.chances`; ``numbers`` are its first ``D`` `numbers`, ``whole`` ``[B]``
+    0 or 1."""
     found = np.empty((len(acceptance_rate), len(numbers)))
     for row in range(len(found)):
         known = not np.isnan(acceptance_rate[row])

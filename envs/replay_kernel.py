@@ -165,7 +165,7 @@ def observe(
         fleet.lag[e][slots],
         temperature,
         rate,
-        history_chances(recording.history_numbers, rate, whole_drafts(fleet, e, slots), temperature)[:, 0].copy(),
+        history_chances(recording.history_numbers[:1], rate, whole_drafts(fleet, e, slots), temperature)[:, 0].copy(),
         fleet.running[e],
         fleet.arrived[e] - fleet.admitted[e],
         1.0 - used / kv_tokens,

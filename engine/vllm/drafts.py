@@ -21,13 +21,12 @@ class DraftLengths:
         self._longest, self._can_trim = longest, can_trim
         self._given: dict[str, tuple[RequestHistory, int]] = {}
         self._names: tuple[str, ...] = ()
-        self._lengths: dict[str, int] = {}
         self._length = longest
         self._is_roomy = False
 
     def clear(self) -> None:
         """Nobody has decided: drafts are left as they are."""
-        self._given, self._lengths, self._names = {}, {}, ()
+        self._given, self._names = {}, ()
 
     def give(self, batch: DecodingBatch, lengths: Sequence[int], least_room: int) -> None:
         """``lengths``: of each request's draft; ``least_room``: see `DecodingBatch.least_room`."""
@@ -38,7 +37,7 @@ class DraftLengths:
     def give_again(self, batch: DecodingBatch, least_room: int) -> bool:
         """The same lengths once more; False where too many of the requests are new (`carried_over`)."""
         if batch.names != self._names:
-            lengths = carried_over(self._lengths, batch.names)
+            lengths = carried_over({name: length for name, (_, length) in self._given.items()}, batch.names)
             if lengths is None:
                 return False
             self._hand_out(batch, lengths)
@@ -46,7 +45,7 @@ class DraftLengths:
         return True
 
     def _hand_out(self, batch: DecodingBatch, lengths: Sequence[int]) -> None:
-        self._names, self._lengths = batch.names, dict(zip(batch.names, lengths, strict=True))
+        self._names = batch.names
         self._given = dict(zip(batch.names, zip(batch.histories, lengths, strict=True), strict=True))
 
     def _measure(self, least_room: int) -> None:
