@@ -271,7 +271,7 @@ class GuardedLooks:
 
 
 def _nothing(answer: Any) -> None:
-    """To be checked."""
+    """Checks an answer that says nothing."""
 
 
 def _checked_integers(value: Any, count: int) -> IntArray:
