@@ -75,12 +75,11 @@ def round_features(state: RoundState, chances: FloatArray, history: list[float],
     return out
 
 
-def planned_lengths(
-    costs: CostTable, action: Action, logistics: HistoryLogistics, state: RoundState, allowed: IntArray
-) -> IntArray:
-    """``[B]`` lengths of a round without looks; ``allowed`` ``[B]``: most tokens."""
-    found: IntArray = plan_round(
-        *costs,
+def _requests(
+    logistics: HistoryLogistics, state: RoundState
+) -> tuple[FloatArray, FloatArray, IntArray, IntArray, FloatArray, IntArray, IntArray]:
+    """What `open_round` and `plan_round` are told of the requests, in their order."""
+    return (
         logistics.numbers,
         state.acceptance_rate,
         state.last_num_speculative_tokens,
@@ -88,10 +87,16 @@ def planned_lengths(
         state.temperature,
         state.lag,
         state.context_length,
-        allowed,
-        int(action.max_length),
-        float(action.price),
     )
+
+
+def planned_lengths(
+    costs: CostTable, action: Action, logistics: HistoryLogistics, state: RoundState, allowed: IntArray
+) -> IntArray:
+    """``[B]`` lengths of a round without looks; ``allowed`` ``[B]``: most tokens."""
+    told = *_requests(logistics, state), allowed, int(action.max_length), float(action.price)
+    one_by_one: tuple[Any, ...] = (*costs, *told)
+    found: IntArray = plan_round(*one_by_one)
     return found
 
 
@@ -119,13 +124,7 @@ class PlannedRound:
         predictor, table = self._predictor, self._predictor.table
         self._drafting, self._seconds = open_round(
             self._costs,
-            predictor.history.numbers,
-            state.acceptance_rate,
-            state.last_num_speculative_tokens,
-            state.last_accepted_length,
-            state.temperature,
-            state.lag,
-            state.context_length,
+            *_requests(predictor.history, state),
             allowed,
             self._max_length,
             self._price,
