@@ -8,6 +8,7 @@ alone. What the machine does then meets all of them alike.
 from __future__ import annotations
 
 import gc
+import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -104,16 +105,17 @@ class Service:
 
 
 def take_turns(services: Mapping[str, Service]) -> None:
-    """Until all are over; each turn another one goes first. They must not share an engine."""
-    names, number = list(services), 0
+    """Until all are over, each turn in a new order: a contender that runs behind one with the same code finds it in the
+    caches and is some percent faster. They must not share an engine."""
+    names, number, order = list(services), 0, random.Random(0)
     # A full collection takes a tenth of a second, and would fall to whose controller was loaded from the most objects.
     gc.collect()
     gc.freeze()
     try:
         while not all(own.is_over for own in services.values()):
-            first = number % len(names)
             number += 1
-            for name in names[first:] + names[:first]:
+            order.shuffle(names)
+            for name in names:
                 services[name].turn(number)
     finally:
         gc.unfreeze()
