@@ -21,6 +21,8 @@ class DraftLengths:
         self._longest, self._can_trim = longest, can_trim
         self._given: dict[str, tuple[RequestHistory, int]] = {}
         self._names: tuple[str, ...] = ()
+        self._asked = frozenset[str]()
+        """Whom the controller gave lengths."""
         self._length = longest
         self._is_roomy = False
 
@@ -30,13 +32,19 @@ class DraftLengths:
 
     def give(self, batch: DecodingBatch, lengths: Sequence[int], least_room: int) -> None:
         """``lengths``: of each request's draft; ``least_room``: see `DecodingBatch.least_room`."""
-        self._length = max(lengths)
+        self._length, self._asked = max(lengths), frozenset(batch.names)
         self._hand_out(batch, lengths)
         self._measure(least_room)
 
     def give_again(self, batch: DecodingBatch, least_room: int) -> bool:
-        """The same lengths once more; False where too many of the requests are new (`carried_over`)."""
+        """The same lengths once more, newcomers what is usual; False where more than a tenth came or went since `give`.
+
+        A burst comes in a request a step: lengths that suit the few who were there would slow all of it down.
+        """
         if batch.names != self._names:
+            kept = sum(name in self._asked for name in batch.names)
+            if 10 * (max(len(batch.names), len(self._asked)) - kept) > len(self._asked):
+                return False
             lengths = carried_over({name: length for name, (_, length) in self._given.items()}, batch.names)
             if lengths is None:
                 return False
