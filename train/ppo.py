@@ -169,9 +169,11 @@ class PpoRun:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line."""
-    torch.set_num_threads(1)
     try:
-        run = PpoRun(parse_arguments(sys.argv[1:] if arguments is None else arguments))
+        config = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+        if config.backend == "replay":  # An engine keeps the threads that its costs were measured with.
+            torch.set_num_threads(1)
+        run = PpoRun(config)
     except (ConfigError, TraceError, TrafficError, CostSurfaceError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -128,6 +128,7 @@ def schemas() -> dict[str, type]:
         "record": RecordConfig,
         "quickstart": PpoConfig,
         "ppo": PpoConfig,
+        "live": PpoConfig,
         "vllm": PpoConfig,
         "vllm_mixed": PpoConfig,
     }

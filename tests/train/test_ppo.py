@@ -13,20 +13,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from specpilot import load_controller
 from specpilot.configs import ConfigError
 from specpilot.controllers.observation import NUM_FEATURES
 from specpilot.controllers.policies import MlpPolicy, TreePolicy
 from specpilot.controllers.priced import Action, PricedController
+from specpilot.engine import Engine, EngineConfig, Pair, SamplingParams
 from specpilot.envs.fleet import FleetConfig, ReplayFleet
+from specpilot.envs.live_lengths import LiveLengths
 from specpilot.envs.replay import ReplayConfig
+from specpilot.envs.speculation_length import SpeculationLengthEnv
 from specpilot.envs.traffic import Traffic
 from specpilot.tests.support.traces import random_trace, rich_surface
+from specpilot.tests.train.test_record import make_requests
 from specpilot.train import distill, ppo
 from specpilot.train.material import Material
 from specpilot.train.ppo_config import from_mapping, parse_arguments
+from specpilot.train.recording import record_requests
 from specpilot.train.teacher import teacher_policy
 from specpilot.train.wrong_action import WrongActionCost
 
@@ -104,6 +111,35 @@ def test_training_is_deterministic_and_resumes(settings: dict[str, Any], run: Pa
     assert more.curve[: len(before)] == first.curve and more.curve[-1]["steps"] >= 1024
     with pytest.raises(ValueError, match="trained with another 'gamma'"):
         ppo.PpoRun(from_mapping({**own, "gamma": 0.5}, "test"))
+
+
+def test_training_on_the_real_engine_ends_in_a_controller(
+    settings: dict[str, Any], pair: Pair, pair_directory: Path, evaluation_prompts: list[list[int]], tmp_path: Path
+) -> None:
+    engine_config = EngineConfig(4, 128, max_num_speculative_tokens=4)
+    trace = record_requests(pair, engine_config, make_requests(evaluation_prompts, 9))
+    trace.save(tmp_path / "train.npz")
+    rich_surface().save(tmp_path / "cost_surface.json")
+    models = {"target": str(pair_directory / "target"), "drafter": str(pair_directory / "drafter")}
+    steps = {
+        "total_steps": 64,
+        "batch_size": 32,
+        "evaluation_interval": 32,
+        "scenarios": [{"concurrency": 2}],
+        "held_out_share": 0.4,
+    }
+    own = {**settings, **steps, **models, "backend": "live", "record": str(tmp_path), "output": str(tmp_path / "live")}
+    run = ppo.PpoRun(from_mapping(own, "test"))
+    assert isinstance(run.env, DummyVecEnv)
+    served = run.env.envs[0].unwrapped
+    assert isinstance(served, SpeculationLengthEnv) and isinstance(served._backend, LiveLengths)
+    before = [own.clone() for own in run.model.policy.parameters()]
+    run.train()
+    assert any(not torch.equal(old, new) for old, new in zip(before, run.model.policy.parameters(), strict=True))
+    assert [entry["steps"] for entry in run.curve] == [32, 64]
+    teacher = load_controller(tmp_path / "live/teacher", guard=False)
+    [served_by_it] = Engine(pair, engine_config, teacher).generate([trace.prompt(0)], SamplingParams(max_tokens=8))
+    assert len(served_by_it.token_ids) == 8
 
 
 @pytest.mark.slow
