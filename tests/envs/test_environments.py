@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
 
 from specpilot.controllers import ConstantController
 from specpilot.controllers.observation import FEATURES
@@ -54,6 +56,16 @@ def test_gymnasiums_checker_finds_nothing(name: str) -> None:
         env.reset(seed=0)
         env.step(env.action_space.sample())
         assert env.render() is not None
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_stable_baselines3_trains_on_it_as_it_comes(name: str) -> None:
+    env = make_vec_env(name, n_envs=2, env_kwargs=settings(max_rounds=2, traffic={"concurrency": 2}))
+    model = PPO("MlpPolicy", env, n_steps=32, batch_size=32, n_epochs=1, seed=0, device="cpu")
+    before = [own.detach().clone() for own in model.policy.parameters()]
+    model.learn(128)
+    assert any(not own.equal(old) for own, old in zip(model.policy.parameters(), before, strict=True))
+    assert len(model.ep_info_buffer or ()) > 1, "episodes end, and the monitor sees their returns"
 
 
 @pytest.mark.parametrize("name", BOTH)
