@@ -171,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line."""
     try:
         config = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-        if config.backend == "replay":  # An engine keeps the threads that its costs were measured with.
+        if config.backend != "live":  # The engine keeps the threads that its costs were measured with; vLLM's is one.
             torch.set_num_threads(1)
         run = PpoRun(config)
     except (ConfigError, TraceError, TrafficError, CostSurfaceError, ValueError, OSError) as error:
