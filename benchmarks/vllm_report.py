@@ -39,10 +39,14 @@ class Scene(NamedTuple):
         return cls(name, own["is_open"], figures, taken / whole, same)
 
     @property
+    def constants(self) -> list[str]:
+        """Contenders of one length."""
+        return [arm for arm in self.figures if arm.startswith("constant_")]
+
+    @property
     def best_constant(self) -> str:
         """With hindsight: by the median figure."""
-        constants = [arm for arm in self.figures if arm.startswith("constant_")]
-        return max(constants, key=lambda arm: statistics.median(self.figures[arm]))
+        return max(self.constants, key=lambda arm: statistics.median(self.figures[arm]))
 
     @property
     def best_of_both(self) -> str:
@@ -112,8 +116,7 @@ def _over_all(scenes: list[Scene]) -> list[float]:
     def speeds(arm: str) -> list[float]:
         return [statistics.geometric_mean(own.figures[arm][repeat] for own in scenes) for repeat in range(repeats)]
 
-    constants = [arm for arm in scenes[0].figures if arm.startswith("constant_")]
-    best = max((speeds(arm) for arm in (OFF, *constants)), key=statistics.median)
+    best = max((speeds(arm) for arm in (OFF, *scenes[0].constants)), key=statistics.median)
     return [one / other for one, other in zip(speeds(CONTROLLER), best, strict=True)]
 
 
