@@ -142,17 +142,9 @@ def sim_to_real_block(results: dict[str, Any]) -> str:
     for batch, cells in results["batches"].items():
         found = list(cells["contenders"].values())
         typical = (statistics.median(abs(own[kind]["median"]) for own in found) for kind in KINDS_OF_ERROR)
-        low, high = cells["slowness"]["min"], cells["slowness"]["max"]
-        rows.append([batch, str(len(found)), f"{low:.2f} … {high:.2f}", *(f"{own:.1%}" for own in typical)])
-    rows.append(["all", "", "", *(f"{results[kind]['median']:.1%}" for kind in KINDS_OF_ERROR)])
-    header = [
-        "batch",
-        "controllers",
-        "machine's slowness",
-        "median absolute error",
-        "corrected for it",
-        "of the speed over off",
-    ]
+        rows.append([batch, str(len(found)), *(f"{own:.1%}" for own in typical)])
+    rows.append(["all", "", *(f"{results[kind]['median']:.1%}" for kind in KINDS_OF_ERROR)])
+    header = ["batch", "controllers", "median absolute error", "of the speed over off"]
     return f"{_made(results)}.\n\n{table(header, rows)}"
 
 

@@ -5,9 +5,8 @@
 Writes ``sim_to_real.json`` and ``sim_to_real.md`` to the configuration's output folder after every batch size; those
 that are there are not measured again. Off, every constant length, the price rule and the configuration's controller
 files serve the evaluation recording's requests, all temperatures mixed, in closed loop, in short turns. A machine's
-speed drifts after its cost surface was measured, so a few reference passes are timed before and after. Errors are given
-as they are, with the predictions divided by how slow these passes were, and of the speed relative to off, which is what
-choosing between contenders depends on.
+speed drifts after its cost surface was measured, for all contenders alike, so errors are given as they are and of the
+speed relative to off, which is what choosing between contenders depends on.
 """
 
 from __future__ import annotations
@@ -15,18 +14,17 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tqdm.auto import tqdm
 
 from specpilot.configs import load_config
-from specpilot.engine import Engine
 from specpilot.train.contenders import OFF, PRICE_RULE, Field, constant_name
 from specpilot.train.evaluation import EvaluateConfig, ReplayEvaluation, digest
 from specpilot.train.evaluation_table import write_text
 from specpilot.train.live_evaluation import Contest, live_makers
-from specpilot.train.live_rounds import RoundMeter
 from specpilot.train.run_record import run_record, write_json
 from specpilot.train.scenarios import closed_loop
 
@@ -34,7 +32,7 @@ from .measurement import machine_state, spread
 
 GOAL = 0.05
 """Of the median absolute error."""
-KINDS_OF_ERROR = ("error", "corrected_error", "relative_error")
+KINDS_OF_ERROR = ("error", "relative_error")
 MIN_REQUESTS = 4
 
 
@@ -45,47 +43,30 @@ def compare(contest: Contest, field: Field, batch: int, requests: int, repeats: 
     constants = [constant_name(length) for length in range(field.longest + 1)]
     makers = live_makers(field, [*constants, PRICE_RULE, *(own.name for own in field.files)])
     predicted = {name: field.stage.engine(schedule).serve(make()).tokens_per_second for name, make in makers.items()}
-    idle = contest.engine(0)
-    assert isinstance(idle, Engine)
-    meter = RoundMeter(idle, field.stage.surface)
     live: dict[str, list[float]] = {name: [] for name in makers}
-    slowness = list[float]()
     for _ in tqdm(range(repeats), desc=f"batch {batch}"):
-        before = meter.machine_slowness()
         for name, run in contest.serve(schedule, makers).items():
             live[name].append(run.tokens_per_second)
-        slowness.append((before + meter.machine_slowness()) / 2)
-    off = Measured(predicted[OFF], live[OFF], slowness)
-    return {
-        "slowness": spread(slowness),
-        "contenders": {name: errors(Measured(predicted[name], live[name], slowness), off) for name in makers},
-    }
+    speeds = {name: Speeds(predicted[name], own) for name, own in live.items()}
+    return {"contenders": {name: errors(own, speeds[OFF]) for name, own in speeds.items()}}
 
 
-class Measured(NamedTuple):
-    """One contender at one batch size."""
+@dataclass(frozen=True)
+class Speeds:
+    """Tokens per second of one contender at one batch size."""
 
     predicted: float
-    """Tokens per second."""
     live: Sequence[float]
-    """The same as measured, by repeat."""
-    slowness: Sequence[float]
-    """How slow the machine was then, over when its cost surface was measured."""
-
-    @property
-    def corrected(self) -> list[float]:
-        """What live runs would have been on the machine as it was when its cost surface was measured."""
-        return [own * slow for own, slow in zip(self.live, self.slowness, strict=True)]
+    """By repeat."""
 
 
-def errors(own: Measured, off: Measured) -> dict[str, Any]:
-    """Relative errors of a prediction: as it is, corrected for the machine's speed, and of the speed over ``off``'s."""
-    ratios = [one / base for one, base in zip(own.corrected, off.corrected, strict=True)]
+def errors(own: Speeds, off: Speeds) -> dict[str, Any]:
+    """Relative errors of a prediction: as it is, and of the speed over ``off``'s in the same turns."""
+    ratios = [one / base for one, base in zip(own.live, off.live, strict=True)]
     return {
         "predicted": own.predicted,
         "live": spread(own.live),
         "error": spread([own.predicted / speed - 1 for speed in own.live]),
-        "corrected_error": spread([own.predicted / speed - 1 for speed in own.corrected]),
         "relative_error": spread([own.predicted / off.predicted / ratio - 1 for ratio in ratios]),
     }
 
@@ -99,12 +80,12 @@ def overall(batches: Mapping[str, Mapping[str, Any]], key: str) -> dict[str, Any
 
 def markdown(results: Mapping[str, Any]) -> str:
     """One line for every batch and contender."""
-    lines = ["| batch | contender | predicted | live | error | corrected | min … max | over off |", "|---" * 8 + "|"]
+    lines = ["| batch | contender | predicted | live | error | min … max | over off |", "|---" * 7 + "|"]
     for batch, measured in results["batches"].items():
         for name, own in measured["contenders"].items():
-            fixed = own["corrected_error"]
-            cells = [f"{own['predicted']:.0f}", f"{own['live']['median']:.0f}", f"{own['error']['median']:+.1%}"]
-            cells += [f"{fixed['median']:+.1%}", f"{fixed['min']:+.1%} … {fixed['max']:+.1%}"]
+            plain = own["error"]
+            cells = [f"{own['predicted']:.0f}", f"{own['live']['median']:.0f}", f"{plain['median']:+.1%}"]
+            cells.append(f"{plain['min']:+.1%} … {plain['max']:+.1%}")
             lines.append(f"| {batch} | {name} | " + " | ".join(cells) + f" | {own['relative_error']['median']:+.1%} |")
     for key in KINDS_OF_ERROR:
         own = results[key]

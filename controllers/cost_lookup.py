@@ -28,6 +28,8 @@ class RoundSetting(NamedTuple):
     """Seconds of noise for every drafted token, as the mean over requests (exact where all sample or none)."""
     noise: float
     """Seconds of the noise that a round needs even without drafts."""
+    drafting: float
+    """Seconds of drafting at all."""
 
 
 class CostLookup:
@@ -49,9 +51,12 @@ class CostLookup:
         batch, overhead = len(state.request_ids), self.surface.overhead
         longest = int(state.context_length.max(initial=1)) - 1
         context = round(longest / self.context_step) * self.context_step
-        noise = overhead.per_noise_row * float(np.count_nonzero(state.temperature > 0))
+        noisy = np.count_nonzero(state.temperature > 0)
+        noise, drafting = overhead.per_noise_row * float(noisy), overhead.drafting
+        if noisy:
+            drafting += overhead.noisy_drafting
         per_level = overhead.per_asked_level + overhead.per_asked_token * batch if asks_every_level else 0.0
-        return RoundSetting(batch, context, state.lag, per_level, noise / max(batch, 1), noise)
+        return RoundSetting(batch, context, state.lag, per_level, noise / max(batch, 1), noise, drafting)
 
     def verify(self, setting: RoundSetting, max_drafted: int) -> FloatArray:
         """``[max_drafted + 1]`` seconds of a round that verifies 0, 1, … drafted tokens in all, without drafting."""
@@ -84,7 +89,7 @@ class CostLookup:
     def levels(self, setting: RoundSetting, counts: IntArray) -> FloatArray:
         """``[...]`` seconds of draft levels with ``counts[..., j]`` requests each, one new token per request."""
         seconds = self.draft(setting)[counts].sum(axis=-1)
-        return np.asarray(seconds + self.surface.overhead.drafting * (counts[..., 0] > 0))
+        return np.asarray(seconds + setting.drafting * (counts[..., 0] > 0))
 
     def round_seconds(self, setting: RoundSetting, lengths: IntArray) -> FloatArray:
         """``[C]`` seconds of rounds that draft and verify ``lengths`` ``[C, B]``."""

@@ -157,7 +157,7 @@ class RequestOracle(Oracle):
         A bound says how far attention is padded. Where that costs nothing, the highest one alone.
         """
         costs, overhead, deepest = self._costs, self._costs.surface.overhead, int(accepted.max(initial=0))
-        draft, drafting = price * costs.draft(setting), price * overhead.drafting
+        draft, drafting = price * costs.draft(setting), price * setting.drafting
         verify = price * costs.verify(setting, setting.batch * self.maximum)
         padded, found = price * overhead.per_padded_token, []
         for bound in range(1 if padded else deepest, deepest + 1):

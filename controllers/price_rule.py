@@ -18,9 +18,8 @@ import numpy as np
 
 from .controller import BoolArray, FloatArray, IntArray
 
-LEVEL, REQUEST_LEVEL, VERIFIED, ASKED, ANSWER, NOISE, DRAFTING, PLANNING, PLANNED_REQUEST, PADDED, ASKING, IDLE = range(
-    2, 14
-)
+LEVEL, REQUEST_LEVEL, VERIFIED, ASKED, ANSWER, NOISE, DRAFTING = range(2, 9)
+PLANNING, PLANNED_REQUEST, PADDED, ASKING, IDLE, NOISY_DRAFTING = range(9, 15)
 """Places of `RoundOverhead`'s coefficients after the constant and the one per request."""
 
 
@@ -34,7 +33,7 @@ class RoundSeconds(NamedTuple):
     curve: FloatArray
     """``[B * L + 1]`` verifying that many drafted tokens: `verify_curve`."""
     fixed: float
-    """Drafting at all, and asking at all in a round with looks."""
+    """Drafting at all, also where somebody samples, and asking at all in a round with looks."""
     per_level: float
     """A draft level, beside its pass."""
     noise: float

@@ -25,6 +25,7 @@ from .price_rule import (
     IDLE,
     LEVEL,
     NOISE,
+    NOISY_DRAFTING,
     PADDED,
     REQUEST_LEVEL,
     VERIFIED,
@@ -93,10 +94,13 @@ def state_chances(
 
 
 @compiled
-def round_prices(costs: CostTable, requests: int, longest: float, max_length: int, asks: bool) -> RoundSeconds:
+def round_prices(
+    costs: CostTable, requests: int, longest: float, max_length: int, asks: bool, samples: bool
+) -> RoundSeconds:
     """What a round of so many ``requests`` can cost, its longest context being ``longest`` tokens.
 
-    ``asks``: in a round with looks. More requests than the table knows cost what the most that it knows do.
+    ``asks``: in a round with looks; ``samples``: a request has a temperature. More requests than the table knows cost
+    what the most that it knows do.
     """
     batch, work = min(requests, len(costs.verify) - 1), costs.overhead
     draft, verify = np.zeros(requests + 1), np.empty(costs.verify.shape[1])
@@ -109,7 +113,8 @@ def round_prices(costs: CostTable, requests: int, longest: float, max_length: in
     most = requests * max_length
     curve = verify_curve(verify, batch, most) + work[VERIFIED] * np.arange(most + 1)
     plain, stop = plain_round_seconds(costs, batch, longest), interpolate(costs.catch_up, 1, 1.0, longest)
-    fixed, per_level, noise = work[DRAFTING] + asks * work[ASKING], work[LEVEL], work[NOISE]
+    fixed = work[DRAFTING] + asks * work[ASKING] + samples * work[NOISY_DRAFTING]
+    per_level, noise = work[LEVEL], work[NOISE]
     return RoundSeconds(plain, draft, curve, fixed, per_level, noise, stop, work[ASKED], work[ANSWER], work[PADDED])
 
 
@@ -136,9 +141,9 @@ def open_round(
     allowed: the looks say when to stop.
     """
     batch = len(allowed)
-    seconds = round_prices(costs, batch, float(context.max()), max_length, looks > 0)
-    prior = state_chances(numbers, acceptance_rate, last_drafted, last_accepted, temperature)
     noisy, none = temperature > 0, np.zeros(batch, dtype=np.int64)
+    seconds = round_prices(costs, batch, float(context.max()), max_length, looks > 0, bool(noisy.any()))
+    prior = state_chances(numbers, acceptance_rate, last_drafted, last_accepted, temperature)
     spent = seconds.plain + seconds.noise * np.sum(noisy)
     bound = np.minimum(np.maximum(allowed, 0), max_length)
     planned = bound

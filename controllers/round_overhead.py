@@ -43,8 +43,9 @@ class RoundWork(NamedTuple):
         """What the coefficients of `RoundOverhead` are multiplied with, in the order of its fields."""
         counts = np.broadcast_arrays(*(np.asarray(count, dtype=np.float64) for count in self))
         *counted, planned, padded, idle = counts
-        drafting, asking = ((count > 0).astype(np.float64) for count in (counts[1], counts[4]))
-        return (np.ones(counts[0].shape), *counted, drafting, planned, planned * counts[0], padded, asking, idle)
+        drafting, asking, noisy = ((count > 0).astype(np.float64) for count in (counts[1], counts[4], counts[6]))
+        planning = planned, planned * counts[0]
+        return (np.ones(counts[0].shape), *counted, drafting, *planning, padded, asking, idle, drafting * noisy)
 
 
 def padding(verified: ArrayLike) -> NDArray[np.int64]:
@@ -89,6 +90,8 @@ class RoundOverhead:
     """Per round in which the controller is asked at all."""
     per_idle_request: float = 0.0
     """Attention of a draft level runs over the cache of all requests, for those too that sit it out: `idleness`."""
+    noisy_drafting: float = 0.0
+    """Per round that drafts and in which a request samples: vLLM's rejection sampling."""
     draft_factor: float = 1.0
     """Seconds of the round's draft passes over the cost surface's."""
     verify_factor: float = 1.0
@@ -105,7 +108,7 @@ class RoundOverhead:
                 raise CostSurfaceError(f"'overhead.{own.name}' must be a finite number, {bound}; got {value!r}")
 
     def coefficients(self) -> FloatArray:
-        """The seconds per unit, in the order of the fields and of `RoundWork.features`; ``[14]``."""
+        """The seconds per unit, in the order of the fields and of `RoundWork.features`; ``[15]``."""
         return np.asarray([getattr(self, name) for name in COEFFICIENTS], dtype=np.float64)
 
     def factor(self, kind: str) -> float:
@@ -139,7 +142,7 @@ class RoundOverhead:
     def parse(cls, document: Any) -> RoundOverhead:
         """Read what `document` gave. Raises `CostSurfaceError` for an absent, unknown or wrong value.
 
-        What planning, padding, asking at all and sitting out cost may be absent: older surfaces do not say.
+        What `_LATER` names may be absent: older surfaces do not say.
         """
         names = [own.name for own in fields(cls)]
         if not isinstance(document, Mapping) or {*document, *_LATER} != set(names):
@@ -149,5 +152,5 @@ class RoundOverhead:
 
 COEFFICIENTS = tuple(own.name for own in fields(RoundOverhead) if not own.name.endswith("_factor"))
 """Names of the seconds per unit, in order."""
-_LATER = ("planning", "per_planned_request", "per_padded_token", "asking", "per_idle_request")
+_LATER = ("planning", "per_planned_request", "per_padded_token", "asking", "per_idle_request", "noisy_drafting")
 NO_OVERHEAD = RoundOverhead()

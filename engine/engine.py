@@ -111,6 +111,11 @@ class Engine:
         return min(self.config.max_num_seqs, bound // bytes_per_slot)
 
     @property
+    def instrument_seconds(self) -> float:
+        """See `ServingEngine`: 0, for the text depends on the seed alone here without more ado."""
+        return 0.0
+
+    @property
     def controller(self) -> Controller:
         """Who chooses the speculation; may be replaced between steps."""
         return self.speculator.controller

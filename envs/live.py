@@ -65,6 +65,10 @@ class ServingEngine(Protocol):
     def has_work(self) -> bool:
         """See `Engine.has_work`."""
 
+    @property
+    def instrument_seconds(self) -> float:
+        """Of all steps so far: what serves measurements alone."""
+
     def add_request(self, prompt: Sequence[int], params: SamplingParams | None = None, /) -> str:
         """See `Engine.add_request`."""
 

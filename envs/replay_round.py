@@ -25,6 +25,7 @@ from ..controllers.price_rule import (
     IDLE,
     LEVEL,
     NOISE,
+    NOISY_DRAFTING,
     PADDED,
     PLANNED_REQUEST,
     PLANNING,
@@ -83,7 +84,8 @@ def round_seconds(
     other += work[ASKING] * (asked_levels > 0) + work[ASKED] * asked_levels + work[ANSWER] * asked
     other += planned * (work[PLANNING] + work[PLANNED_REQUEST] * batch)
     other += work[IDLE] * idle + work[PADDED] * padded_tokens(batch * verified.max() - verified.sum(), batch)
-    other += work[NOISE] * np.sum((temperature > 0) * (drafted + 1))
+    noisy = temperature > 0
+    other += work[NOISE] * np.sum(noisy * (drafted + 1)) + work[NOISY_DRAFTING] * (deepest > 0 and noisy.any())
     return catch_up, draft, verify, other
 
 

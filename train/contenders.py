@@ -46,6 +46,8 @@ PRICE_RULE = "price_rule"
 PUBLISHED_THRESHOLD = 0.4
 CEILING_LENGTHS = (2, 3, 4, 6)
 """And the longest: what the informed ceiling's drafts may be bounded by."""
+CEILING_LOOKS = (0, 2)
+"""And after every level: where requests of different lengths cost much, a look can do more harm than good."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,8 @@ def ceiling_actions(
 ) -> tuple[dict[str, Action], dict[str, Action]]:
     """The best action of each scenario, on one half of the training requests with a predictor of the other.
 
-    Once where planning and looking cost nothing, with looks after every level, and once where they cost what they do.
+    Once where planning and looking cost nothing, and once where they cost what they do. Constant lengths are among
+    them, so that it is a ceiling where plans win nothing too.
 
     Chances on requests that were fitted to would be too sure of themselves, and the price with them.
     """
@@ -172,7 +175,9 @@ def ceiling_actions(
     recording = ceiling_recording(fit_ceiling(fitted, seed), predictor, held_out)
     longest = trace.max_num_speculative_tokens
     lengths = sorted({min(length, longest) for length in (*CEILING_LENGTHS, longest)})
-    free, paying = factored_tiers(lengths, PRICES, (longest,)), factored_tiers((longest,), PRICES, LOOKS)
+    constants = [Action(length, 0.0) for length in range(longest + 1)]
+    free = [*constants, *factored_tiers(lengths, PRICES, CEILING_LOOKS), *factored_tiers(lengths, PRICES, (longest,))]
+    paying = [*constants, *factored_tiers((longest,), PRICES, LOOKS)]
     return (
         {one.name: _best_action(without_deciding(own), recording, one, free, 1) for one in own_scenarios},
         {one.name: _best_action(own, recording, one, paying, HOLD) for one in own_scenarios},

@@ -56,7 +56,10 @@ class Service:
 
     def now(self) -> float:
         """Seconds of turns so far; to be asked within a turn."""
-        return self._clock + time.perf_counter() - self._since
+        return self._clock + self._time() - self._since
+
+    def _time(self) -> float:
+        return time.perf_counter() - self._engine.instrument_seconds
 
     @property
     def is_over(self) -> bool:
@@ -65,7 +68,7 @@ class Service:
 
     def turn(self, number: int) -> None:
         """Go on until the end of turn ``number`` (from 1), or of the schedule."""
-        self._since = time.perf_counter()
+        self._since = self._time()
         whole = self._whole
         while not self.is_over:
             if (self._tokens >= number * whole / TURNS) if self._concurrency else (self.now() >= number * TURN_SECONDS):

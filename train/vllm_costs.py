@@ -4,24 +4,25 @@ vLLM runs no single passes. So its steps are timed, and in each the part that dr
 ``v1/worker/gpu_model_runner.py``, catch-up included). The rest of a step that verifies is the pass ``verify``, with
 all that vLLM does around it; what a draft of 8 tokens takes longer than one of 2 gives the pass ``draft``. The first
 level of a draft also takes in the tokens of the round before: what it costs more goes into the surface's overhead, and
-so does what steps of requests that sample take longer than those of greedy ones.
+so does what steps of requests that sample take longer than those of greedy ones: for each row of logits, and once for
+rejection sampling where there are drafts to verify.
 """
 
 from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
-from itertools import product
+from itertools import cycle, islice, product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from scipy.optimize import nnls
+from scipy.optimize import linprog, nnls
 from tqdm.auto import tqdm
 
 from specpilot.controllers import CostSurface
@@ -108,12 +109,15 @@ class StepMeter:
         return StepTime(self._draft_seconds, time.perf_counter() - start - self._draft_seconds)
 
     @contextmanager
-    def requests(self, batch: int, prompt: int, steps: int, temperature: float = 0.0) -> Iterator[None]:
-        """``batch`` requests of ``prompt`` random tokens that go on for ``steps`` steps at least."""
-        params = SamplingParams(temperature=temperature, max_tokens=steps + 2, ignore_eos=True)
+    def requests(self, batch: int, prompt: int, steps: int, temperatures: Sequence[float] = (0.0,)) -> Iterator[None]:
+        """``batch`` requests of ``prompt`` random tokens that go on for ``steps`` steps at least, ``temperatures`` in
+        turn."""
         names = [
-            self.engine.add_request(self.rng.integers(self.vocabulary, size=prompt).tolist(), params)
-            for _ in range(batch)
+            self.engine.add_request(
+                self.rng.integers(self.vocabulary, size=prompt).tolist(),
+                SamplingParams(temperature=own, max_tokens=steps + 2, ignore_eos=True),
+            )
+            for own in islice(cycle(temperatures), batch)
         ]
         try:
             yield
@@ -121,13 +125,13 @@ class StepMeter:
             drop_requests(self.engine, names)
 
     def decode_times(
-        self, batch: int, context: int, grid: StepGrid, temperature: float = 0.0
+        self, batch: int, context: int, grid: StepGrid, temperatures: Sequence[float] = (0.0,)
     ) -> dict[int, list[StepTime]]:
         """Steps of each speculation length, at about ``context`` tokens."""
         total = len(grid.lengths) * (grid.steps + 1)
         times: dict[int, list[StepTime]] = {}
         # Above 0 a spoiled draft may be accepted, which takes no longer but ends a request sooner.
-        with self.requests(batch, max(1, context - total // 2), 2 * total + context, temperature):
+        with self.requests(batch, max(1, context - total // 2), 2 * total + context, temperatures):
             while any(request.is_prefill_chunk or not request.num_output_tokens for request in self._alive()):
                 self.step(grid.lengths[-1], verify=False)
             for length in self.rng.permutation(grid.lengths).tolist():
@@ -161,7 +165,7 @@ def measure_steps(
     chunks = list(product(grid.chunk_batches, grid.chunk_tokens))
     times: dict[tuple[int, int], dict[int, list[StepTime]]] = {}
     chunked: dict[tuple[int, int], list[tuple[float, float]]] = {}
-    sampled: list[tuple[int, float]] = []
+    sampled: list[tuple[int, bool, float]] = []
     jobs: list[Any] = [partial(_enter_decode, meter, grid, times, *own) for own in decode]
     jobs += [partial(_enter_chunk, meter, grid, chunked, *own) for own in chunks]
     jobs += [partial(_enter_sampled, meter, grid, sampled, own) for own in grid.batches]
@@ -173,7 +177,7 @@ def measure_steps(
                 jobs[number]()
                 bar.update()
     surface = surface_of(grid, times, chunked, fingerprint_fields(engine))
-    return replace(surface, overhead=replace(surface.overhead, per_noise_row=sampled_row_seconds(sampled)))
+    return replace(surface, overhead=replace(surface.overhead, **sampling_overhead(sampled)))
 
 
 def _enter_decode(
@@ -184,20 +188,31 @@ def _enter_decode(
         own[length] += found
 
 
-def _enter_sampled(meter: StepMeter, grid: StepGrid, rows: list[tuple[int, float]], batch: int) -> None:
-    """For every speculation length: rows of logits, and what sampling from them takes longer than their maximum."""
-    greedy, sampling = (meter.decode_times(batch, grid.sampled_context, grid, own) for own in (0.0, 1.0))
+def _enter_sampled(meter: StepMeter, grid: StepGrid, rows: list[tuple[int, bool, float]], batch: int) -> None:
+    """For every speculation length: rows of logits that are sampled from, whether drafts are among them, and what their
+    step takes longer than one of greedy requests alone.
+
+    Every second request samples: vLLM then works out both kinds of token for all.
+    """
+    greedy, sampling = (meter.decode_times(batch, grid.sampled_context, grid, own) for own in ((0.0,), (1.0, 0.0)))
+    sampled = (batch + 1) // 2
     for length in grid.lengths:
         longer = np.median([own.rest for own in sampling[length]]) - np.median([own.rest for own in greedy[length]])
-        rows.append((batch * (length + 1), float(longer)))
+        rows.append((sampled * (length + 1), length > 0, float(longer)))
 
 
-def sampled_row_seconds(rows: list[tuple[int, float]]) -> float:
-    """Seconds of a row, by least absolute deviations from rows and seconds: one slow step then does not count."""
-    number, seconds = np.asarray(rows, dtype=np.float64).T
-    order = np.argsort(seconds / number)
-    middle = np.searchsorted(np.cumsum(number[order]), number.sum() / 2)
-    return max(0.0, float((seconds / number)[order[middle]]))
+def sampling_overhead(rows: list[tuple[int, bool, float]]) -> dict[str, float]:
+    """Seconds of a row, and of drafting at all, by least absolute deviations from what `_enter_sampled` found: one slow
+    step then does not count.
+    """
+    units, seconds = np.asarray([own[:2] for own in rows], dtype=np.float64), np.asarray([own[2] for own in rows])
+    each = np.eye(len(rows))
+    # min sum(over + under) where units @ found + over - under = seconds, all of them 0 or more.
+    solved = linprog(
+        np.r_[np.zeros(units.shape[1]), np.ones(2 * len(rows))], A_eq=np.hstack([units, each, -each]), b_eq=seconds
+    )
+    per_row, per_round = solved.x[: units.shape[1]].tolist()
+    return {"per_noise_row": per_row, "noisy_drafting": per_round}
 
 
 def _enter_chunk(

@@ -17,8 +17,8 @@ class Consultation:
     """One controller behind its guard, at the pace of a `Pacer`.
 
     It is not asked where its answer could hardly change K (`Pacer.may_rest`): the last one stands for a step more.
-    It is told of every round, in order and before it is asked again; of rounds in which nobody was asked later, all at
-    once.
+    It is told of every round in order, but only before it is asked again: of several rounds in a row the first alone is
+    a cold one.
     """
 
     guard: GuardedController
@@ -60,16 +60,13 @@ class Consultation:
         ``waiting``: how many others do, now. Where some do, K > 0 is asked about in every step, for it may have to fall
         at once.
         """
-        if (waiting and self.length) or not self._may_rest:
+        pacer = self.pacer
+        if pacer is None or not self._is_steady or (waiting and self.length):
             return False
-        if self.pacer is None or not self.guard.repeat(len(self._untold)):
+        if not pacer.may_rest or not self.guard.repeat(len(self._untold)):
             return False
-        self.pacer.rest()
+        pacer.rest()
         return True
-
-    @property
-    def _may_rest(self) -> bool:
-        return self._is_steady and self.pacer is not None and self.pacer.may_rest
 
     def overrule(self) -> None:
         """The last answer was not followed."""
@@ -78,7 +75,7 @@ class Consultation:
     def tell(self, result: StepResult, at_once: bool) -> None:
         """A round that was decided has come back; ``at_once``: nobody may ask again soon."""
         self._untold.append(result)
-        if at_once or not self._may_rest:
+        if at_once:
             self.tell_all()
 
     def tell_all(self) -> None:

@@ -91,6 +91,11 @@ class VllmEngine:
         return float(self.steering.counts.seconds) if self._is_steered else 0.0
 
     @property
+    def instrument_seconds(self) -> float:
+        """Of all steps so far: what `seeded_sampling` took, which serves comparisons alone."""
+        return self._seeded.seconds
+
+    @property
     def _is_steered(self) -> bool:
         return hasattr(self.scheduler, "steering")
 

@@ -225,6 +225,9 @@ class Steering:
 
     def _enter(self, step: Step, seconds: float) -> None:
         alive = self._scheduler.requests
+        if step.is_calm and step.decided and alive and self._consultation is not None:
+            self._consultation.tell(StepResult.of(step, seconds), at_once=False)
+            return
         if step.batch.names:
             result = StepResult.of(step, seconds)
             self.counts.enter_outcome(sum(result.drafted), sum(result.accepted))

@@ -33,6 +33,11 @@ class Step:
     generated: list[int] = field(default_factory=list)
     """Tokens that each request of the batch had before."""
 
+    @property
+    def is_calm(self) -> bool:
+        """The same requests as before gained a token each, and nothing is drafted: that leaves nothing to count."""
+        return self.batch.quiet > 0 and self.scheduled.num_spec_tokens_to_schedule == 0
+
     def verified(self, output: ModelRunnerOutput, is_asynchronous: bool) -> None:
         """The model has run, and vLLM has not yet committed, nor cut, what it sampled."""
         if self.scheduled.scheduled_spec_decode_tokens:  # Without drafts all gain one.

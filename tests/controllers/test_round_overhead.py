@@ -30,6 +30,7 @@ OVERHEAD = RoundOverhead(
     per_padded_token=1.5e-5,
     asking=2.5e-4,
     per_idle_request=2.5e-5,
+    noisy_drafting=3e-4,
     draft_factor=1.2,
     verify_factor=1.1,
     catch_up_factor=0.9,
@@ -95,11 +96,17 @@ def test_each_coefficient_counts_its_own_unit() -> None:
         "per_padded_token": 7,
         "asking": 1,
         "per_idle_request": 8,
+        "noisy_drafting": 1,
     }
     assert tuple(counts) == COEFFICIENTS
     for name, count in counts.items():
         assert float(RoundOverhead(**{name: 2.0}).seconds(work)) == 2.0 * count
-    for name, no_or_three in (("drafting", {"levels": [0, 3]}), ("asking", {"levels": 3, "asked_levels": [0, 3]})):
+    for name, no_or_three in (
+        ("drafting", {"levels": [0, 3]}),
+        ("asking", {"levels": 3, "asked_levels": [0, 3]}),
+        ("noisy_drafting", {"levels": 3, "noise_rows": [0, 2]}),
+        ("noisy_drafting", {"levels": [0, 3], "noise_rows": 2}),
+    ):
         work = RoundWork(**{"requests": 1, "levels": 0, "drafted": 0, "verified": 0, **no_or_three})
         np.testing.assert_array_equal(RoundOverhead(**{name: 1.0}).seconds(work), [0, 1])
     np.testing.assert_array_equal(OVERHEAD.coefficients(), [getattr(OVERHEAD, name) for name in COEFFICIENTS])

@@ -58,7 +58,7 @@ def rich_surface(whole_batch: bool = False) -> CostSurface:
         "prefill": costs(4e-3, 2e-4, (16, 64, 256)),
     }
     overhead = RoundOverhead(
-        1e-5, 2e-5, 3e-5, 4e-5, 5e-5, 6e-5, 7e-5, 8e-5, 9e-5, 1e-4, 2e-5, 3e-5, 1.1e-4, 2e-5, 1.1, 1.05, 1.2, 0.9
+        1e-5, 2e-5, 3e-5, 4e-5, 5e-5, 6e-5, 7e-5, 8e-5, 9e-5, 1e-4, 2e-5, 3e-5, 1.1e-4, 2e-5, 4e-5, 1.1, 1.05, 1.2, 0.9
     )
     return CostSurface(kinds, FIELDS, "2026-01-01T00:00:00+00:00", overhead, whole_batch)
 

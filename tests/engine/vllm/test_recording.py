@@ -14,7 +14,7 @@ from specpilot.engine.vllm.engine import VllmEngine, VllmEngineConfig
 from specpilot.envs.live import recorded_params
 from specpilot.envs.trace import Trace
 from specpilot.train.recording import RecordingError, TextRequest
-from specpilot.train.vllm_costs import StepGrid, StepTime, measure_steps, sampled_row_seconds, surface_of
+from specpilot.train.vllm_costs import StepGrid, StepTime, measure_steps, sampling_overhead, surface_of
 from specpilot.train.vllm_recording import VllmRecorder
 
 LONGEST = 4
@@ -161,10 +161,16 @@ def test_steps_of_vllm_are_measured(recorder: VllmRecorder, trace: Trace, tmp_pa
     assert type(surface).load(tmp_path / "cost_surface.json").fingerprint == surface.fingerprint
 
 
-def test_a_row_that_is_sampled_costs_what_most_steps_say() -> None:
-    rows = [(batch * length, 3e-5 * batch * length) for batch in (1, 4, 32) for length in (1, 3, 9)]
-    assert sampled_row_seconds([*rows, (4, 1.0), (2, -1.0)]) == pytest.approx(3e-5)
-    assert sampled_row_seconds([(4, -1e-3), (8, -1e-3)]) == 0.0
+def test_sampling_costs_what_most_steps_say_by_row_and_by_round_with_drafts() -> None:
+    rows = [
+        (batch * (length + 1), length > 0, 3e-5 * batch * (length + 1) + 2e-3 * (length > 0))
+        for batch in (1, 4, 32)
+        for length in (0, 2, 8)
+    ]
+    found = sampling_overhead([*rows, (4, False, 1.0), (2, True, -1.0)])
+    assert found == {"per_noise_row": pytest.approx(3e-5), "noisy_drafting": pytest.approx(2e-3)}
+    found = sampling_overhead([(4, False, -1e-3), (8, True, -1e-3)])
+    assert found == {"per_noise_row": 0.0, "noisy_drafting": 0.0}
 
 
 def test_the_surface_gives_back_the_steps_it_was_made_of() -> None:

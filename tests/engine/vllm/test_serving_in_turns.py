@@ -29,10 +29,11 @@ class Clock:
 
 
 class Engine:
-    """Gives every request a token per step of ``seconds``."""
+    """Gives every request a token per step of ``seconds``, and is held up by an instrument."""
 
-    def __init__(self, clock: Clock, seconds: float) -> None:
+    def __init__(self, clock: Clock, seconds: float, instrument: float = 0.0) -> None:
         self.config = VllmEngineConfig("target", max_num_seqs=4)
+        self._instrument, self.instrument_seconds = instrument, 0.0
         self.seconds, self.most = seconds, 0
         self.plugin_seconds = 0.0
         self._clock = clock
@@ -50,7 +51,8 @@ class Engine:
         return name
 
     def step(self) -> list[StreamChunk]:
-        self._clock.seconds += self.seconds
+        self._clock.seconds += self.seconds + self._instrument
+        self.instrument_seconds += self._instrument
         self._left = {name: left - 1 for name, left in self._left.items()}
         ended = [name for name, left in self._left.items() if not left]
         chunks = [StreamChunk(name, (7,), "", FinishReason.LENGTH if name in ended else None) for name in self._left]
@@ -129,6 +131,13 @@ def test_requests_wait_while_their_contender_has_its_turn_and_not_while_others_h
     alone = serve_in_turns(contenders(clock, one=0.25), Requests(), schedule(0, gap=0.5))["one"]  # type: ignore[arg-type]
     others = contenders(clock, one=0.25, two=0.75, three=0.0625)
     assert serve_in_turns(others, Requests(), schedule(0, gap=0.5))["one"] == alone  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("own", [schedule(concurrency=2), schedule(0, gap=0.5)], ids=["closed", "open"])
+def test_what_measuring_takes_is_nobodys_time(clock: Clock, own: Schedule) -> None:
+    plain = serve_in_turns({"one": Engine(clock, 0.25)}, Requests(), own)["one"]  # type: ignore[arg-type, dict-item]
+    held_up = {"one": Engine(clock, 0.25, instrument=0.5), "two": Engine(clock, 0.125)}
+    assert serve_in_turns(held_up, Requests(), own)["one"] == plain  # type: ignore[arg-type]
 
 
 def test_the_speed_of_full_steps_is_what_all_slots_need(clock: Clock) -> None:
