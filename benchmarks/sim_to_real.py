@@ -4,9 +4,9 @@
 
 Writes ``sim_to_real.json`` and ``sim_to_real.md`` to the configuration's output folder after every batch size; those
 that are there are not measured again. Off, every constant length, the price rule and the configuration's controller
-files serve the evaluation recording's requests, all temperatures mixed, in closed loop, in short turns. A machine's
-speed drifts after its cost surface was measured, for all contenders alike, so errors are given as they are and of the
-speed relative to off, which is what choosing between contenders depends on.
+files serve the evaluation recording's requests, all temperatures mixed, in closed loop, one after another on one
+engine, in another order each time. A machine's speed drifts after its cost surface was measured, so errors are given as
+they are and of the speed relative to off, which is what choosing between contenders depends on.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def compare(contest: Contest, field: Field, batch: int, requests: int, repeats: 
     predicted = {name: field.stage.engine(schedule).serve(make()).tokens_per_second for name, make in makers.items()}
     live: dict[str, list[float]] = {name: [] for name in makers}
     for _ in tqdm(range(repeats), desc=f"batch {batch}"):
-        for name, run in contest.serve(schedule, makers).items():
+        for name, run in contest.serve_one_by_one(schedule, makers).items():
             live[name].append(run.tokens_per_second)
     speeds = {name: Speeds(predicted[name], own) for name, own in live.items()}
     return {"contenders": {name: errors(own, speeds[OFF]) for name, own in speeds.items()}}
@@ -61,7 +61,7 @@ class Speeds:
 
 
 def errors(own: Speeds, off: Speeds) -> dict[str, Any]:
-    """Relative errors of a prediction: as it is, and of the speed over ``off``'s in the same turns."""
+    """Relative errors of a prediction: as it is, and of the speed over ``off``'s in the same repeat."""
     ratios = [one / base for one, base in zip(own.live, off.live, strict=True)]
     return {
         "predicted": own.predicted,
