@@ -176,7 +176,7 @@ def ceiling_actions(
     longest = trace.max_num_speculative_tokens
     lengths = sorted({min(length, longest) for length in (*CEILING_LENGTHS, longest)})
     constants = [Action(length, 0.0) for length in range(longest + 1)]
-    free = [*constants, *factored_tiers(lengths, PRICES, CEILING_LOOKS), *factored_tiers(lengths, PRICES, (longest,))]
+    free = [*constants, *factored_tiers(lengths, PRICES, (*CEILING_LOOKS, longest))]
     paying = [*constants, *factored_tiers((longest,), PRICES, LOOKS)]
     return (
         {one.name: _best_action(without_deciding(own), recording, one, free, 1) for one in own_scenarios},
