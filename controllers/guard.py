@@ -126,16 +126,18 @@ class GuardedController(Controller):
         self._decided = False
         return self.fallback.decide(state)
 
-    def repeat(self, unseen: int = 0) -> bool:
-        """Begin a round of as many requests with the last decision, without asking; if False, `decide` has to.
+    @property
+    def repeats(self) -> float:
+        """How many rounds of about as many requests may go on with the last decision, without `decide`, if `observe`
+        is told of every round before that.
 
-        That is where the last answer was not the inner controller's, and in a probe. ``unseen``: rounds that `observe`
-        will be told of later.
+        None where the last answer was not the inner controller's, and in a probe.
         """
-        if not self._own_round or self._away > 0 or self._probe.is_due(unseen):
-            return False
-        self.report.rounds += 1
-        return True
+        return 0 if not self._own_round or self._away > 0 else self._probe.rounds_before
+
+    def repeated(self, rounds: int) -> None:
+        """So many rounds went on with the last decision."""
+        self.report.rounds += rounds
 
     def new_lengths(self, level: DraftLevel) -> IntArray:
         """See `Controller.new_lengths`."""

@@ -39,9 +39,10 @@ class Probe:
             self._until = max(1, int(self._interval))
             self._reset()
 
-    def is_due(self, rounds: int) -> bool:
-        """Whether a probe is under way or begins within so many ``rounds``."""
-        return self._every > 0 and self._until <= rounds
+    @property
+    def rounds_before(self) -> float:
+        """Rounds after the one that has begun and before the next probe; 0 in one."""
+        return max(0, self._until - 1) if self._every > 0 else math.inf
 
     def wants_fallback(self, batch: int) -> bool:
         """Whether the fallback should decide the coming round of ``batch`` requests."""

@@ -16,7 +16,7 @@ from .steps import StepResult
 class Consultation:
     """One controller behind its guard, at the pace of a `Pacer`.
 
-    It is not asked where its answer could hardly change K (`Pacer.may_rest`): the last one stands for a step more.
+    It is not asked where its answer could hardly change K (`Pacer.rests`): the last one stands for some steps more.
     It is told of every round in order, but only before it is asked again: of several rounds in a row the first alone is
     a cold one.
     """
@@ -27,7 +27,8 @@ class Consultation:
     """vLLM's ``num_speculative_tokens``."""
     length: int = 0
     """The longest of the last answer."""
-    _is_steady: bool = False  # The last answer's longest is what the pacer grants.
+    _left: int = 0  # Steps more that the last answer may stand for.
+    _stood: int = 0  # Steps that it has stood for, and that pacer and guard do not know of.
     _untold: list[StepResult] = field(default_factory=list)
 
     @classmethod
@@ -50,36 +51,36 @@ class Consultation:
         most = max(lengths)
         if most > self.longest:
             lengths = [min(length, self.longest) for length in lengths]
-        self.length = most
-        self._is_steady = self.pacer is not None and self.pacer.length == most <= self.longest
+        self.length, self._left = most, 0
+        if self.pacer is not None and self.pacer.length == most <= self.longest:
+            self._left = int(min(self.pacer.rests, self.guard.repeats))
         return lengths
 
-    def repeat(self, waiting: int) -> bool:
+    def stand(self) -> bool:
         """Let the last answer stand for a step of mostly the same requests; if False, `ask`.
 
-        ``waiting``: how many others do, now. Where some do, K > 0 is asked about in every step, for it may have to fall
-        at once.
+        Where others wait, K > 0 is to be asked about in every step, for it may have to fall at once.
         """
-        pacer = self.pacer
-        if pacer is None or not self._is_steady or (waiting and self.length):
+        if self._left == 0:
             return False
-        if not pacer.may_rest or not self.guard.repeat(len(self._untold)):
-            return False
-        pacer.rest()
+        self._left -= 1
+        self._stood += 1
         return True
 
     def overrule(self) -> None:
         """The last answer was not followed."""
-        self._is_steady = False
+        self._left = 0
 
-    def tell(self, result: StepResult, at_once: bool) -> None:
-        """A round that was decided has come back; ``at_once``: nobody may ask again soon."""
+    def tell(self, result: StepResult) -> None:
+        """A round that was decided has come back."""
         self._untold.append(result)
-        if at_once:
-            self.tell_all()
 
     def tell_all(self) -> None:
         """Tell what has not been told."""
+        if self._stood and self.pacer is not None:
+            self.pacer.rest(self._stood)
+            self.guard.repeated(self._stood)
+            self._stood = 0
         untold, self._untold = self._untold, []
         for result in untold:
             self.guard.observe(result.outcome())

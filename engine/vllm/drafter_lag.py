@@ -43,15 +43,17 @@ class DrafterLag:
                 self._covered[request.request_id] = max(getattr(request, "num_cached_tokens", 0), 0)
 
     def entered(self, scheduled: SchedulerOutput, alive: Mapping[str, Request]) -> None:
-        """``scheduled`` has run; ``alive``: the scheduler's requests after it. A step that computed a token each of
-        requests that were there before, with K = 0, may be left out."""
-        self.forget(scheduled.finished_req_ids)
+        """``scheduled`` has run; ``alive``: the scheduler's requests after it."""
+        if scheduled.finished_req_ids:
+            self.forget(scheduled.finished_req_ids)
         length = scheduled.num_spec_tokens_to_schedule
-        ran: Iterable[str] = scheduled.num_scheduled_tokens
-        if length == 0:  # Of those that go on only their own counts change.
+        if length > 0:
+            ran: Iterable[str] = scheduled.num_scheduled_tokens
+        else:  # Of those that go on only their own counts change.
             ran = [request.req_id for request in scheduled.scheduled_new_reqs]
             ran += scheduled.scheduled_cached_reqs.resumed_req_ids
-        self.step_done(length, [alive[name] for name in ran if name in alive])
+        if ran:
+            self.step_done(length, [alive[name] for name in ran if name in alive])
 
     def forget(self, request_ids: Iterable[str]) -> None:
         """These requests have ended."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...controllers.held_lengths import carried_over
-from .state import DecodingBatch, RequestHistory, room
+from .state import DecodingBatch, room
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.scheduler import Scheduler
@@ -19,24 +19,26 @@ class DraftLengths:
     def __init__(self, longest: int, can_trim: bool) -> None:
         """``longest``: vLLM's ``num_speculative_tokens``; ``can_trim``: False where drafts stay with the worker."""
         self._longest, self._can_trim = longest, can_trim
-        self._given: dict[str, tuple[RequestHistory, int]] = {}
+        self._given: dict[str, int] = {}
         self._names: tuple[str, ...] = ()
         self._asked = frozenset[str]()
         """Whom the controller gave lengths."""
         self._length = longest
-        self._is_roomy = False
+        self._is_even = self._is_roomy = False
+        self._least_room = self._most_room = 0
+        self._drafted = dict[str, int]()
 
     def clear(self) -> None:
         """Nobody has decided: drafts are left as they are."""
         self._given, self._names = {}, ()
 
-    def give(self, batch: DecodingBatch, lengths: Sequence[int], least_room: int) -> None:
-        """``lengths``: of each request's draft; ``least_room``: see `DecodingBatch.least_room`."""
+    def give(self, batch: DecodingBatch, lengths: Sequence[int], max_model_len: int) -> None:
+        """``lengths``: of each request's draft."""
         self._length, self._asked = max(lengths), frozenset(batch.names)
         self._hand_out(batch, lengths)
-        self._measure(least_room)
+        self._measure(batch, max_model_len)
 
-    def give_again(self, batch: DecodingBatch, least_room: int) -> bool:
+    def give_again(self, batch: DecodingBatch, max_model_len: int) -> bool:
         """The same lengths once more, newcomers what is usual; False where more than a tenth came or went since `give`.
 
         A burst comes in a request a step: lengths that suit the few who were there would slow all of it down.
@@ -45,33 +47,51 @@ class DraftLengths:
             kept = sum(name in self._asked for name in batch.names)
             if 10 * (max(len(batch.names), len(self._asked)) - kept) > len(self._asked):
                 return False
-            lengths = carried_over({name: length for name, (_, length) in self._given.items()}, batch.names)
+            lengths = carried_over(self._given, batch.names)
             if lengths is None:
                 return False
             self._hand_out(batch, lengths)
-        self._measure(least_room)
+        self._measure(batch, max_model_len)
         return True
+
+    def a_step_on(self) -> bool:
+        """The same lengths for the same requests in the step after one that was told of, without another look; False
+        where it may be that nobody has room for the longest."""
+        gain = self._length + 1
+        self._least_room -= gain
+        self._most_room -= gain
+        self._is_roomy = self._least_room >= self._length
+        return self._most_room >= self._length or not self._length
 
     def _hand_out(self, batch: DecodingBatch, lengths: Sequence[int]) -> None:
         self._names = batch.names
-        self._given = dict(zip(batch.names, zip(batch.histories, lengths, strict=True), strict=True))
+        self._given = dict(zip(batch.names, lengths, strict=True))
+        self._is_even = min(lengths) == max(lengths) == self._length
 
-    def _measure(self, least_room: int) -> None:
+    def _measure(self, batch: DecodingBatch, max_model_len: int) -> None:
         # In this step a request gains one token, which is counted, and at most the longest draft.
-        self._is_roomy = least_room - self._longest >= self._length
+        self._least_room = batch.least_room(max_model_len) - self._longest
+        self._most_room = batch.most_room(max_model_len) - self._longest + self._length
+        self._is_roomy = self._least_room >= self._length
 
     def note(self, drafts: DraftTokenIds, scheduler: Scheduler) -> None:
-        """Enter what was drafted into the requests' histories, and cut it in place to what was given and fits."""
-        given, most = self._given, self._length
+        """Keep how much was drafted (`noted`), and cut it in place to what was given and fits."""
+        given, most, noted = self._given, self._length, dict[str, int]()
+        cuts = self._can_trim and not (self._is_even and self._is_roomy)
         for name, tokens in zip(drafts.req_ids, drafts.draft_token_ids, strict=True):
-            found = given.get(name)
-            if found is None:
+            length = given.get(name)
+            if length is None:
                 continue
-            history, length = found
             count = len(tokens)
-            history.drafted = count if count < most else most
-            if self._can_trim and not (self._is_roomy and count <= length):
+            noted[name] = count if count < most else most
+            if self._can_trim and (cuts or count > length) and not (self._is_roomy and count <= length):
                 self._cut(name, tokens, length, scheduler)
+        self._drafted = noted
+
+    def noted(self) -> dict[str, int]:
+        """Tokens drafted for each request since the last call, before any was cut."""
+        noted, self._drafted = self._drafted, {}
+        return noted
 
     @staticmethod
     def _cut(name: str, tokens: list[int], length: int, scheduler: Scheduler) -> None:

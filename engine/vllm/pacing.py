@@ -52,24 +52,30 @@ class Pacer:
         return length
 
     @property
-    def may_rest(self) -> bool:
-        """Whether the coming step needs no wish, if mostly the same requests run, and nobody waits or K is 0.
+    def rests(self) -> int:
+        """How many of the coming steps need no wish, if mostly the same requests run, and nobody waits or K is 0.
 
-        That is where K could not change before ``confirm_steps`` wishes more; and as long as wishes agree with K they
-        are asked for once in ``dwell_steps`` steps.
+        Those are the steps before which K could not change without ``confirm_steps`` wishes more; and as long as wishes
+        agree with K they are asked for once in ``dwell_steps`` steps.
         """
         if self.length is None or self._confirm_steps == 1:
-            return False
-        if self._held < self._dwell_steps - self._confirm_steps:
-            return True
-        return not self._run and self._rested < self._dwell_steps - 1
+            return 0
+        dwelling = self._dwelling
+        if self._run and not dwelling:
+            return 0
+        return dwelling + max(0, self._dwell_steps - 1 - self._rested)
 
-    def rest(self) -> None:
-        """A step in which K stays and nothing is wished for."""
-        if self._held >= self._dwell_steps - self._confirm_steps:
-            self._rested += 1
-        self._held += 1
-        self._run.clear()
+    def rest(self, steps: int) -> None:
+        """So many steps in which K stays and nothing is wished for."""
+        if steps > 0:
+            self._rested += max(0, steps - self._dwelling)
+            self._held += steps
+            self._run.clear()
+
+    @property
+    def _dwelling(self) -> int:
+        """Coming steps of which no wish would count."""
+        return max(0, self._dwell_steps - self._confirm_steps - self._held)
 
 
 class PacedController(Controller):

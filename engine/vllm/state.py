@@ -35,8 +35,6 @@ class RequestHistory:
     last_length: int = -1
     last_accepted: int = -1
     acceptance_rate: float = math.nan
-    drafted: int = 0
-    """Tokens drafted for the next verification, before trimming."""
 
     def enter(self, drafted: int, verified: int, accepted: int) -> None:
         """A round of the request."""
@@ -84,10 +82,6 @@ class DecodingBatch:
     done."""
     has_part: bool = False
     """The step also computes a part of a prompt, for more does not fit into it."""
-    has_drafts: bool = False
-    """The step verifies drafts."""
-    quiet: int = 0
-    """Steps in a row, this one included, that had nothing drafted for the same requests: each gained one token."""
 
     @property
     def has_prompts(self) -> bool:
@@ -117,33 +111,14 @@ class DecodingBatch:
         names = tuple([request.request_id for request in requests])
         histories = before.histories if names == before.names else [own[name] for name in names]
         has_part = len(names) < len(scheduled.num_scheduled_tokens)
-        has_drafts = bool(scheduled.scheduled_spec_decode_tokens)
-        return cls(requests, names, histories, contexts, outputs, left, prefilled, has_part, has_drafts)
+        return cls(requests, names, histories, contexts, outputs, left, prefilled, has_part)
 
-    def a_token_on(self, scheduled: SchedulerOutput, has_drafted: bool) -> Self | None:
-        """`of` the next step where that computes one token of each of the same requests, and this one gained as much;
-        else None. Not for asynchronous scheduling, where this one has not been committed by then.
-
-        So it is in most steps at K = 0, where the look at every request would be most of what the plugin costs.
-        ``has_drafted``: whether this step drafted, though all of it has been cut.
-        """
-        tokens = scheduled.num_scheduled_tokens
-        if self.has_drafts or self.has_part or scheduled.scheduled_spec_decode_tokens:
-            return None
-        if scheduled.total_num_scheduled_tokens != len(self.names) or tuple(tokens) != self.names:
-            return None
-        if self.names and self.requests[0].num_tokens != self.contexts[0] + 1:  # The step before never ran.
-            return None
-        return type(self)(
-            self.requests,
-            self.names,
-            self.histories,
-            contexts=[count + 1 for count in self.contexts],
-            outputs=[count + 1 for count in self.outputs],
-            left=[count - 1 for count in self.left],
-            prefilled=[0] * len(tokens),
-            quiet=0 if has_drafted else self.quiet + 1,
-        )
+    def goes_on(self, scheduled: SchedulerOutput) -> bool:
+        """Whether ``scheduled``, a step after the one that was looked at, decodes for the same requests and computes
+        nothing else. Not for asynchronous scheduling, where the steps between have not been committed."""
+        tokens, drafts = scheduled.num_scheduled_tokens, scheduled.scheduled_spec_decode_tokens
+        count = len(tokens) + sum(map(len, drafts.values())) if drafts else len(tokens)
+        return scheduled.total_num_scheduled_tokens == count > 0 and tuple(tokens) == self.names
 
     def load(self, scheduler: Scheduler) -> tuple[int, int]:
         """Requests that run, and that wait, in this step.
@@ -160,6 +135,10 @@ class DecodingBatch:
     def least_room(self, max_model_len: int) -> int:
         """`room` of the request that has the least, which may be negative."""
         return min(min(self.left), max_model_len - max(self.contexts)) - _TOKENS_AHEAD
+
+    def most_room(self, max_model_len: int) -> int:
+        """What the request that has the most has at least."""
+        return min(max(self.left), max_model_len - max(self.contexts)) - _TOKENS_AHEAD
 
     def rooms(self, longest: int, max_model_len: int) -> list[int]:
         """`room` of each request."""

@@ -59,6 +59,9 @@ class Steering:
         self.measure_arrivals()
         self._steps = deque[Step]()
         self._batch = NOBODY
+        """Who decodes, when they were last looked at."""
+        self._run = list[Step]()
+        """Steps since then that came back."""
         self._length: int = self.longest
         self.self_test: SchedulerSelfTest | None = None
         self._began = self._ended = self._carried = 0.0
@@ -88,7 +91,10 @@ class Steering:
 
     @controller.setter
     def controller(self, controller: Controller | None) -> None:
-        self._batch = NOBODY  # Nobody looked at steps without a controller.
+        if self._consultation is not None:
+            self._work_out()
+            self._consultation.tell_all()
+        self._batch = NOBODY  # Nobody looks at steps without a controller.
         if controller is None:
             self._controller = self._consultation = self.guard = None
             return
@@ -96,8 +102,6 @@ class Steering:
         inner = controller.inner if isinstance(controller, GuardedController) else controller
         if isinstance(inner, PricedController):
             inner.hold = 1  # How often it is asked is settled here, see `pacing`.
-        if self._consultation is not None:
-            self._consultation.tell_all()
         self._controller, self._consultation, self.guard = controller, own, own.guard
 
     def stop(self, problem: str) -> None:
@@ -123,7 +127,7 @@ class Steering:
     def command(self, scheduled: SchedulerOutput) -> None:
         """Decide K of the step and write it into ``scheduled``."""
         started = time.perf_counter()
-        step = Step(scheduled, NOBODY, self._began, False)
+        step = Step(scheduled, NOBODY, self._began, False, self._drafts.noted())
         try:
             self._judge(scheduled)
             length = self._decide(step) if self._is_on else self._own_length(scheduled)
@@ -155,9 +159,9 @@ class Steering:
         """vLLM has committed the step: tell the controller."""
         ended = time.perf_counter()
         if step is not None and self._is_on:
-            seconds = max(0.0, ended - max(step.started, self._ended)) + self._carried
+            step.seconds = max(0.0, ended - max(step.started, self._ended)) + self._carried
             try:
-                self._enter(step, seconds)
+                self._enter(step)
             except Exception as error:
                 self.stop(f"observing failed ({type(error).__name__}: {error})")
         self._carried = 0.0
@@ -195,22 +199,23 @@ class Steering:
         return self.longest if self._own_table else own
 
     def _decide(self, step: Step) -> int:
-        before = self._batch
-        batch = None if self._is_asynchronous else before.a_token_on(step.scheduled, has_drafted=self._length > 0)
-        if batch is None:
-            batch = DecodingBatch.of(self._scheduler, step.scheduled, before, self._histories)
-        self._batch = batch
+        if self._stands(step.scheduled):
+            step.batch, step.decided = self._batch, True
+            return self._length
+        self._work_out()
+        self._batch = batch = DecodingBatch.of(self._scheduler, step.scheduled, self._batch, self._histories)
         if not batch.names:
             # Drafts for unfinished prompts are thrown away; one level keeps the drafter's cache in step with them.
             return min(self._length, 1)
         step.batch, step.decided = batch, True
-        consultation, least_room = self._consultation, batch.least_room(self._scheduler.max_model_len)
+        consultation, max_model_len = self._consultation, self._scheduler.max_model_len
         assert consultation is not None
         load = batch.load(self._scheduler)
-        if self._drafts.give_again(batch, least_room) and consultation.repeat(waiting=load[1]):
+        may_stand = not (load[1] and consultation.length)
+        if may_stand and self._drafts.give_again(batch, max_model_len) and consultation.stand():
             self._length = consultation.length
             if self._length:  # What nobody has room for is not drafted.
-                self._length = max(batch.rooms(self._length, self._scheduler.max_model_len))
+                self._length = max(batch.rooms(self._length, max_model_len))
             return self._length
         consultation.tell_all()  # What is shown depends on it.
         rates = self._arrivals.rates(self._clock())
@@ -220,24 +225,44 @@ class Steering:
             lengths, step.decided = [self.self_test.begin(batch.requests)] * len(lengths), False
             consultation.overrule()
         self._length = max(lengths)
-        self._drafts.give(batch, lengths, least_room)
+        self._drafts.give(batch, lengths, max_model_len)
         return self._length
 
-    def _enter(self, step: Step, seconds: float) -> None:
+    def _stands(self, scheduled: SchedulerOutput) -> bool:
+        """Whether K stands for a step more of the same requests, so that nobody need be looked at."""
+        if self._is_asynchronous or self._steps or not self._batch.goes_on(scheduled):
+            return False
+        if self._length and self._scheduler.get_request_counts()[1]:
+            return False
+        assert self._consultation is not None
+        return self._drafts.a_step_on() and self._consultation.stand()
+
+    def _enter(self, step: Step) -> None:
         alive = self._scheduler.requests
-        if step.is_calm and step.decided and alive and self._consultation is not None:
-            self._consultation.tell(StepResult.of(step, seconds), at_once=False)
-            return
         if step.batch.names:
-            result = StepResult.of(step, seconds)
-            self.counts.enter_outcome(sum(result.drafted), sum(result.accepted))
-            self._histories.keep(alive, len(alive))
-            if step.decided and self._consultation is not None:
-                self._consultation.tell(result, at_once=not alive)
-            else:
-                result.outcome()
+            if self._run and self._run[0].batch is not step.batch:
+                self._work_out()
+            self._run.append(step)
+            if self._is_asynchronous or not alive:
+                self._work_out()
+            if not alive and self._consultation is not None:
+                self._consultation.tell_all()  # Nobody may ask again soon.
         if self.lag is not None:
             self.lag.entered(step.scheduled, alive)
+
+    def _work_out(self) -> None:
+        """What the steps since the last look gained."""
+        if not self._run:
+            return
+        run, self._run = self._run, []
+        for result in StepResult.of_run(run):
+            self.counts.enter_outcome(sum(result.drafted), sum(result.accepted))
+            if result.step.decided and self._consultation is not None:
+                self._consultation.tell(result)
+            else:
+                result.outcome()
+        alive = self._scheduler.requests
+        self._histories.keep(alive, len(alive))
 
     def _trim(self, drafts: DraftTokenIds) -> None:
         if self.self_test is not None and self.self_test.under_way:

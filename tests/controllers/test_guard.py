@@ -251,17 +251,15 @@ def test_probes_in_which_the_load_changes_are_not_counted() -> None:
 def test_repeated_decisions_count_as_rounds_and_stay_out_of_probes() -> None:
     settings = GuardSettings(10.0, probe_every=160, demoted_rounds=1000)
     guarded = GuardedController(ConstantController(4), ConstantController(0), settings)
-    untold, repeated = list[RoundOutcome](), 0
-    for number in range(2500):
-        if number and guarded.repeat(len(untold)):
-            own, repeated = True, repeated + 1
-        else:
-            while untold:
-                guarded.observe(untold.pop(0))
-            own = guarded.decide(round_state(4)).num_speculative_tokens[0] == 4
-        untold.append(ended(4, 500 if own else 1000, 0.01))
-        while len(untold) > 5:
-            guarded.observe(untold.pop(0))
+    rng, rounds, repeated = np.random.default_rng(0), 0, 0
+    while rounds < 2500:
+        own = guarded.decide(round_state(4)).num_speculative_tokens[0] == 4
+        more = int(min(guarded.repeats, float(rng.integers(0, 6)), 2499 - rounds))
+        assert own or not more
+        guarded.repeated(more)
+        for _ in range(1 + more):
+            guarded.observe(ended(4, 500 if own else 1000, 0.01))
+        rounds, repeated = rounds + 1 + more, repeated + more
     assert guarded.report.rounds == 2500 and repeated > 200
     assert guarded.report.demotions == 2 and guarded.report.speed_ratio == pytest.approx(0.5)
 
@@ -271,10 +269,10 @@ def test_a_decision_that_was_not_the_controllers_is_not_repeated() -> None:
         def decide(self, state: RoundState) -> Decision:
             raise RuntimeError("no idea")
 
-    for inner, wanted in ((ConstantController(4), True), (Failing(4), False)):
+    for inner, wanted in ((ConstantController(4), math.inf), (Failing(4), 0)):
         guarded = GuardedController(inner, settings=QUIET)
         guarded.decide(round_state(2))
-        assert guarded.repeat() == wanted
+        assert guarded.repeats == wanted
 
 
 def test_probes_change_no_text(tiny_pair: Pair) -> None:

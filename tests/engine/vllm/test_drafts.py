@@ -30,8 +30,10 @@ class Scheduler:
     requests = dict.fromkeys("abcdefghijk", Request())
 
 
-def batch(names: str) -> DecodingBatch:
-    return DecodingBatch(names=tuple(names), histories=[RequestHistory() for _ in names])
+def batch(names: str, left: int = ROOM) -> DecodingBatch:
+    """Of requests that may each still generate ``left`` tokens."""
+    histories, count = [RequestHistory() for _ in names], len(names)
+    return DecodingBatch(names=tuple(names), histories=histories, contexts=[10] * count, left=[left] * count)
 
 
 def verified(lengths: DraftLengths, names: str, drafted: int = 6) -> list[int]:

@@ -23,9 +23,9 @@ def pacer() -> Pacer:
 
 def follow_at_rest(own: Pacer, wish: int) -> int:
     """A step in which the wish is asked for only where it can matter."""
-    if not own.may_rest:
+    if not own.rests:
         return own.follow(wish)
-    own.rest()
+    own.rest(1)
     assert own.length is not None
     return own.length
 
@@ -88,11 +88,31 @@ def test_until_the_dwell_time_is_over_resting_changes_nothing() -> None:
 def test_steady_wishes_are_asked_for_once_in_the_dwell_time_and_never_rest_if_followed_at_once() -> None:
     own, at_once, rested = pacer(), Pacer(1, 6), 0
     for _ in range(600):
-        rested += own.may_rest
+        rested += own.rests > 0
         follow_at_rest(own, 4)
         at_once.follow(4)
-        assert not at_once.may_rest
+        assert not at_once.rests
     assert rested == 500
+
+
+def test_resting_for_some_steps_is_resting_step_by_step() -> None:
+    rng = np.random.default_rng(5)
+    seen = set[int]()
+    for _ in range(200):
+        wishes = rng.integers(0, 3, size=int(rng.integers(1, 12))).tolist()
+        at_once, by_one = pacer(), pacer()
+        for wish in wishes:
+            assert follow_at_rest(at_once, wish) == follow_at_rest(by_one, wish)
+        steps = at_once.rests
+        seen.add(steps)
+        at_once.rest(steps)
+        for left in range(steps, 0, -1):
+            assert by_one.rests == left
+            by_one.rest(1)
+        assert at_once.rests == by_one.rests == 0
+        later = rng.integers(0, 3, size=12).tolist()
+        assert [follow_at_rest(at_once, wish) for wish in later] == [follow_at_rest(by_one, wish) for wish in later]
+    assert {0, VllmSettings().dwell_steps - 1} <= seen
 
 
 def test_it_falls_to_zero_at_once_while_requests_wait_and_not_otherwise() -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -15,7 +15,8 @@ import pytest
 
 from specpilot.controllers import RoundState
 from specpilot.engine.vllm.state import DecodingBatch
-from specpilot.engine.vllm.steps import Step, StepResult
+from specpilot.engine.vllm.steering import Steering
+from specpilot.engine.vllm.steps import Step
 from specpilot.tests.engine.vllm.conftest import LONGEST, STEERED, UNPACED, Served
 from specpilot.tests.engine.vllm.test_scheduler import Watched, of_everyone, random_each, random_uniform
 from specpilot.tests.support.rounds import seen_rate
@@ -69,38 +70,95 @@ def test_counts_of_a_request_follow_its_text(
         assert generated == by_length[length]
 
 
-def test_quiet_steps_are_what_a_look_at_every_request_would_find(
-    steered: Served, evaluation_prompts: Prompts, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shortcut, result_of, quiet = DecodingBatch.a_token_on, StepResult.of, list[int]()
+@dataclass
+class Witness:
+    """Sees every step in vLLM's own counts."""
 
-    def compared(before: DecodingBatch, scheduled: Any, has_drafted: bool) -> DecodingBatch | None:
-        found = shortcut(before, scheduled, has_drafted)
-        if found is not None:
-            looked = DecodingBatch.of(steered.scheduler, scheduled, before, steered.steering._histories)
-            assert replace(looked, quiet=found.quiet) == found
+    names: list[tuple[str, ...]] = field(default_factory=list)
+    verified: list[list[int]] = field(default_factory=list)
+    gained: list[list[int]] = field(default_factory=list)
+    before: list[int] = field(default_factory=list)
+    stood: list[bool] = field(default_factory=list)
+    """Nobody was looked at."""
+
+
+def witnessed(steering: Steering, monkeypatch: pytest.MonkeyPatch) -> Witness:
+    own = Witness()
+    stands, verified, observe = steering._stands, steering.verified, steering.observe
+
+    def watched_stands(scheduled: Any) -> bool:
+        found, shown = stands(scheduled), steering._batch
+        if found:
+            looked = DecodingBatch.of(steering._scheduler, scheduled, shown, steering._histories)
+            assert looked.names == shown.names and not looked.has_prompts
+            assert max(looked.rooms(steering.longest, steering._scheduler.max_model_len)) >= steering._length
+        own.stood.append(found)
         return found
 
-    def watched(step: Step, seconds: float) -> StepResult:
-        batch = step.batch
-        if batch.quiet:
-            assert not any(history.drafted for history in batch.histories)
-        result = result_of(step, seconds)
-        now = [
-            request.num_output_tokens - before for request, before in zip(batch.requests, batch.outputs, strict=True)
-        ]
-        assert result.committed == now
-        quiet.append(batch.quiet)
-        return result
+    def watched_verified(scheduled: Any, output: Any) -> Step | None:
+        step = verified(scheduled, output)
+        assert step is not None
+        own.before = [request.num_output_tokens for request in step.batch.requests]
+        return step
 
-    monkeypatch.setattr(DecodingBatch, "a_token_on", compared)
-    monkeypatch.setattr(StepResult, "of", watched)
-    for own in (off_for_a_while(1), Watched(lambda state, step: [int(step % 4 > 2)] * len(state.request_ids))):
-        steered.steering.controller = own
-        steered.texts(evaluation_prompts[:11], [5, 7, 9, 40, 40, 40, 40, 40, 12, 13, 40])
-        steered.steering.controller = None
-        steered.texts(evaluation_prompts[:3], 4)
-    assert quiet.count(1) > 10 and max(quiet) >= 4 and quiet.count(0) > 20
+    def watched_observe(step: Step | None) -> None:
+        assert step is not None
+        if step.batch.names:
+            rows = zip(step.batch.requests, own.before, strict=True)
+            own.gained.append([request.num_output_tokens - before for request, before in rows])
+            drafts = step.scheduled.scheduled_spec_decode_tokens
+            own.verified.append([len(drafts.get(name, ())) for name in step.batch.names])
+            own.names.append(step.batch.names)
+        observe(step)
+
+    monkeypatch.setattr(steering, "_stands", watched_stands)
+    monkeypatch.setattr(steering, "verified", watched_verified)
+    monkeypatch.setattr(steering, "observe", watched_observe)
+    return own
+
+
+PACED: dict[str, Callable[[], Watched]] = {
+    "random_each": lambda: random_each(0),
+    "off_for_a_while": lambda: off_for_a_while(1),
+    "longest": lambda: of_everyone(LONGEST),
+    "two": lambda: of_everyone(2),
+}
+
+
+@pytest.fixture(scope="module")
+def paced(serve: Callable[..., Served]) -> Served:
+    """Steered at the pace that is usual."""
+    return serve({"self_test": False}, scheduler_cls=STEERED)
+
+
+@pytest.mark.parametrize("name", PACED)
+@pytest.mark.parametrize("requests", [1, 3, 11])
+def test_steps_in_which_nobody_is_looked_at_are_told_as_they_went(
+    name: str, requests: int, paced: Served, evaluation_prompts: Prompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, steering = PACED[name](), paced.steering
+    steering.controller = own
+    seen = witnessed(steering, monkeypatch)
+    prompts, counts = evaluation_prompts[:requests], [40, 60, 9, 7, 40, 41, 42, 43, 12, 13, 40][:requests]
+    for _ in range(2):
+        paced.texts(prompts, counts)
+    assert [outcome.num_committed.tolist() for outcome in own.outcomes] == seen.gained
+    assert [outcome.num_verified.tolist() for outcome in own.outcomes] == seen.verified
+    for outcome, names in zip(own.outcomes, seen.names, strict=True):
+        assert len(names) == len(outcome.num_drafted) and (outcome.num_drafted >= outcome.num_verified).all()
+        # Where a request has reached its end, what it was given is less than was accepted.
+        assert (outcome.accepted_length + 1 >= outcome.num_committed).all()
+        assert (outcome.accepted_length <= outcome.num_verified).all()
+    number = {name: int(name.split("-")[0]) for names in seen.names for name in names}
+    length = {name: len(prompts[(count - min(number.values())) % requests]) for name, count in number.items()}
+    for state, known in zip(own.states, own.told, strict=True):
+        gained = Counter[str]()
+        for names, gains in zip(seen.names[:known], seen.gained[:known], strict=True):
+            gained.update(dict(zip(names, gains, strict=True)))
+        assert state.num_generated.tolist() == [gained[name] for name in state.request_ids]
+        assert state.context_length.tolist() == [length[name] + gained[name] for name in state.request_ids]
+    assert len(own.outcomes) == len(seen.gained) > len(own.states) and sum(seen.stood) > 0
+    assert steering.problem is None and steering.guard.report.rounds == len(own.outcomes)
 
 
 def test_rooms_leave_a_token_for_this_step_and_one_for_the_verification() -> None:
