@@ -56,6 +56,11 @@ class Consultation:
             self._left = int(min(self.pacer.rests, self.guard.repeats))
         return lengths
 
+    @property
+    def may_stand(self) -> bool:
+        """Whether `stand` would be True."""
+        return self._left > 0
+
     def stand(self) -> bool:
         """Let the last answer stand for a step of mostly the same requests; if False, `ask`.
 

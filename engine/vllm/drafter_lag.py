@@ -55,6 +55,12 @@ class DrafterLag:
         if ran:
             self.step_done(length, [alive[name] for name in ran if name in alive])
 
+    def went_on(self, requests: Iterable[Any]) -> None:
+        """Steps with K > 0 after one that was `entered` ran these ``requests``, which decode. That they have been
+        preempted since does not matter here."""
+        for request in requests:
+            self._covered[request.request_id] = request.num_tokens
+
     def forget(self, request_ids: Iterable[str]) -> None:
         """These requests have ended."""
         for request_id in request_ids:

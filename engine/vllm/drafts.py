@@ -76,22 +76,28 @@ class DraftLengths:
 
     def note(self, drafts: DraftTokenIds, scheduler: Scheduler) -> None:
         """Keep how much was drafted (`noted`), and cut it in place to what was given and fits."""
-        given, most, noted = self._given, self._length, dict[str, int]()
-        cuts = self._can_trim and not (self._is_even and self._is_roomy)
-        for name, tokens in zip(drafts.req_ids, drafts.draft_token_ids, strict=True):
-            length = given.get(name)
-            if length is None:
-                continue
-            count = len(tokens)
-            noted[name] = count if count < most else most
-            if self._can_trim and (cuts or count > length) and not (self._is_roomy and count <= length):
-                self._cut(name, tokens, length, scheduler)
-        self._drafted = noted
+        self._drafted = counts = dict(zip(drafts.req_ids, map(len, drafts.draft_token_ids), strict=True))
+        if counts.keys() != self._given.keys():  # Drafts for unfinished prompts are thrown away.
+            self._drafted = {name: counts[name] for name in self._given if name in counts}
+        if (
+            self._can_trim
+            and counts
+            and not (self._is_even and self._is_roomy and max(counts.values()) <= self._length)
+        ):
+            self._cut_to_given(drafts, scheduler)
 
     def noted(self) -> dict[str, int]:
         """Tokens drafted for each request since the last call, before any was cut."""
         noted, self._drafted = self._drafted, {}
         return noted
+
+    def _cut_to_given(self, drafts: DraftTokenIds, scheduler: Scheduler) -> None:
+        given, most, is_roomy = self._given, self._length, self._is_roomy
+        for name, tokens in zip(drafts.req_ids, drafts.draft_token_ids, strict=True):
+            length, count = given.get(name), len(tokens)
+            if length is not None and not (is_roomy and count <= length):
+                self._drafted[name] = min(count, most)  # More is what the drafter was not asked for.
+                self._cut(name, tokens, length, scheduler)
 
     @staticmethod
     def _cut(name: str, tokens: list[int], length: int, scheduler: Scheduler) -> None:

@@ -55,18 +55,15 @@ class SteeringCounts:
     _kept: int = 0
     _sent: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0))
 
-    def enter_decision(self, length: int, counts: bool, seconds: float) -> None:
-        """K of a step; ``counts``: whether any request decodes in it."""
-        self.seconds += seconds
-        if not counts:
-            return
+    def enter_decision(self, length: int, steps: int = 1) -> None:
+        """K of so many steps."""
         is_off = length == 0
         if length != self.length:
             self.switches += self.steps > 0
             self.length = length
-        self.steps += 1
-        self.off_steps += is_off
-        self.off_ratio += _OFF_WEIGHT * (is_off - self.off_ratio)
+        self.steps += steps
+        self.off_steps += is_off * steps
+        self.off_ratio = is_off + (self.off_ratio - is_off) * (1 - _OFF_WEIGHT) ** steps
 
     def enter_outcome(self, drafted: int, accepted: int) -> None:
         """What a step drafted and kept."""

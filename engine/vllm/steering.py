@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...controllers import Controller, GuardedController, PricedController, RoundState, load_controller
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
+    from vllm.v1.request import Request
 
 _log = logging.getLogger(__name__)
 
@@ -107,7 +108,8 @@ class Steering:
     def stop(self, problem: str) -> None:
         """Leave K to vLLM from now on, with one warning."""
         if self.problem is None:
-            self.problem = problem
+            self.problem, self._batch, self._run = problem, NOBODY, []
+            self._drafts.clear()
             _log.warning("specpilot: %s; vLLM goes on with its own number of speculative tokens", problem)
 
     def measure_arrivals(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -127,28 +129,32 @@ class Steering:
     def command(self, scheduled: SchedulerOutput) -> None:
         """Decide K of the step and write it into ``scheduled``."""
         started = time.perf_counter()
-        step = Step(scheduled, NOBODY, self._began, False, self._drafts.noted())
+        step = Step(scheduled, self._batch, self._began, self._drafts.noted())
         try:
-            self._judge(scheduled)
-            length = self._decide(step) if self._is_on else self._own_length(scheduled)
+            if self._stands(scheduled):
+                step.looked, step.decided = False, True
+            else:
+                self._look(step)
         except Exception as error:
             self.stop(f"deciding failed ({type(error).__name__}: {error})")
-            length, step.decided = self._own_length(scheduled), False
-            self._drafts.clear()
-        scheduled.num_spec_tokens_to_schedule = length
+            self._length, step.decided = self._own_length(scheduled), False
+        scheduled.num_spec_tokens_to_schedule = self._length
         self._steps.append(step)
-        counts = bool(step.batch.names) or not self._is_on
-        self.counts.enter_decision(length, counts, time.perf_counter() - started)
+        self.counts.seconds += time.perf_counter() - started
 
     def verified(self, scheduled: SchedulerOutput, output: ModelRunnerOutput) -> Step | None:
-        """See what the step gained, before vLLM commits it; None for a step that nobody decided."""
-        while self._steps and self._steps[0].scheduled is not scheduled:
-            self._steps.popleft()  # Steps that were scheduled but never ran.
-        if not self._steps:
+        """See what the step gained, before vLLM commits, or cuts, it; None for a step that nobody decided."""
+        started, steps = time.perf_counter(), self._steps
+        while steps and steps[0].scheduled is not scheduled:
+            steps.popleft()  # Steps that were scheduled but never ran.
+        if not steps:
             return None
-        step, started = self._steps.popleft(), time.perf_counter()
+        step = steps.popleft()
         try:
-            step.verified(output, self._is_asynchronous)
+            if scheduled.scheduled_spec_decode_tokens:
+                step.places, step.gained = output.req_id_to_index, list(map(len, output.sampled_token_ids))
+            if self._is_asynchronous:  # Another step was committed since this one was scheduled.
+                step.generated = [request.num_output_tokens for request in step.batch.requests]
         except Exception as error:
             self.stop(f"observing failed ({type(error).__name__}: {error})")
             return None
@@ -158,10 +164,13 @@ class Steering:
     def observe(self, step: Step | None) -> None:
         """vLLM has committed the step: tell the controller."""
         ended = time.perf_counter()
-        if step is not None and self._is_on:
+        if step is not None and self._consultation is not None and self.problem is None:
             step.seconds = max(0.0, ended - max(step.started, self._ended)) + self._carried
             try:
-                self._enter(step)
+                if step.looked or not self._scheduler.requests:
+                    self._enter(step)
+                else:
+                    self._run.append(step)
             except Exception as error:
                 self.stop(f"observing failed ({type(error).__name__}: {error})")
         self._carried = 0.0
@@ -172,10 +181,13 @@ class Steering:
         """Cut each request's draft, in place, to what the controller gave it and what it can still use."""
         started = time.perf_counter()
         self._carried = started - self._ended  # Drafting may end only here.
-        if not self._is_on:
+        if self._consultation is None or self.problem is not None:
             return
         try:
-            self._trim(drafts)
+            if self.self_test is not None and self.self_test.under_way:
+                named = zip(drafts.req_ids, drafts.draft_token_ids, strict=True)
+                self.self_test.saw({name: tuple(tokens) for name, tokens in named})
+            self._drafts.note(drafts, self._scheduler)
         except Exception as error:
             self.stop(f"trimming failed ({type(error).__name__}: {error})")
         self.counts.seconds += time.perf_counter() - started
@@ -198,17 +210,34 @@ class Steering:
         own: int = scheduled.num_spec_tokens_to_schedule
         return self.longest if self._own_table else own
 
-    def _decide(self, step: Step) -> int:
-        if self._stands(step.scheduled):
-            step.batch, step.decided = self._batch, True
-            return self._length
+    def _stands(self, scheduled: SchedulerOutput) -> bool:
+        """Whether K stands for a step more of the same requests, so that nobody need be looked at."""
+        consultation = self._consultation
+        if consultation is None or not consultation.may_stand or self._steps or self._is_asynchronous:
+            return False
+        if not self._batch.goes_on(scheduled) or (self._length and self._scheduler.get_request_counts()[1]):
+            return False
+        return self._drafts.a_step_on() and consultation.stand()
+
+    def _look(self, step: Step) -> None:
+        """Decide K with a look at every request."""
         self._work_out()
-        self._batch = batch = DecodingBatch.of(self._scheduler, step.scheduled, self._batch, self._histories)
-        if not batch.names:
+        self._judge(step.scheduled)
+        if not self._is_on:
+            step.batch, self._length = NOBODY, self._own_length(step.scheduled)
+            self.counts.enter_decision(self._length)
+            return
+        step.batch = self._batch = DecodingBatch.of(self._scheduler, step.scheduled, self._batch, self._histories)
+        if not step.batch.names:
             # Drafts for unfinished prompts are thrown away; one level keeps the drafter's cache in step with them.
-            return min(self._length, 1)
-        step.batch, step.decided = batch, True
-        consultation, max_model_len = self._consultation, self._scheduler.max_model_len
+            self._length = min(self._length, 1)
+            return
+        step.decided = True
+        self._decide(step)
+        self.counts.enter_decision(self._length)
+
+    def _decide(self, step: Step) -> None:
+        batch, consultation, max_model_len = step.batch, self._consultation, self._scheduler.max_model_len
         assert consultation is not None
         load = batch.load(self._scheduler)
         may_stand = not (load[1] and consultation.length)
@@ -216,7 +245,7 @@ class Steering:
             self._length = consultation.length
             if self._length:  # What nobody has room for is not drafted.
                 self._length = max(batch.rooms(self._length, max_model_len))
-            return self._length
+            return
         consultation.tell_all()  # What is shown depends on it.
         rates = self._arrivals.rates(self._clock())
         self.state = round_state(self._scheduler, batch, load, self.longest, rates, self.lag)
@@ -226,29 +255,20 @@ class Steering:
             consultation.overrule()
         self._length = max(lengths)
         self._drafts.give(batch, lengths, max_model_len)
-        return self._length
-
-    def _stands(self, scheduled: SchedulerOutput) -> bool:
-        """Whether K stands for a step more of the same requests, so that nobody need be looked at."""
-        if self._is_asynchronous or self._steps or not self._batch.goes_on(scheduled):
-            return False
-        if self._length and self._scheduler.get_request_counts()[1]:
-            return False
-        assert self._consultation is not None
-        return self._drafts.a_step_on() and self._consultation.stand()
 
     def _enter(self, step: Step) -> None:
+        """The first step since a look has come back, or the last that there is for now."""
         alive = self._scheduler.requests
+        if step.looked:
+            self._work_out()
+            if self.lag is not None:
+                self.lag.entered(step.scheduled, alive)
         if step.batch.names:
-            if self._run and self._run[0].batch is not step.batch:
-                self._work_out()
             self._run.append(step)
-            if self._is_asynchronous or not alive:
-                self._work_out()
-            if not alive and self._consultation is not None:
-                self._consultation.tell_all()  # Nobody may ask again soon.
-        if self.lag is not None:
-            self.lag.entered(step.scheduled, alive)
+        if self._is_asynchronous or not alive:
+            self._work_out()
+        if not alive and self._consultation is not None:
+            self._consultation.tell_all()  # Nobody may ask again soon.
 
     def _work_out(self) -> None:
         """What the steps since the last look gained."""
@@ -262,13 +282,20 @@ class Steering:
             else:
                 result.outcome()
         alive = self._scheduler.requests
+        if not run[-1].looked:
+            self._enter_stood(run, alive)
         self._histories.keep(alive, len(alive))
 
-    def _trim(self, drafts: DraftTokenIds) -> None:
-        if self.self_test is not None and self.self_test.under_way:
-            named = zip(drafts.req_ids, drafts.draft_token_ids, strict=True)
-            self.self_test.saw({name: tuple(tokens) for name, tokens in named})
-        self._drafts.note(drafts, self._scheduler)
+    def _enter_stood(self, run: list[Step], alive: Mapping[str, Request]) -> None:
+        """Enter what was left out in the steps of ``run`` in which nobody was looked at."""
+        length, stood = run[-1].scheduled.num_spec_tokens_to_schedule, [step for step in run if not step.looked]
+        self.counts.enter_decision(length, len(stood))
+        if self.lag is None:
+            return
+        for step in stood:
+            self.lag.forget(step.scheduled.finished_req_ids)
+        if length:
+            self.lag.went_on([request for request in run[-1].batch.requests if request.request_id in alive])
 
     def _judge(self, following: SchedulerOutput) -> None:
         if self.self_test is not None and self.problem is None:

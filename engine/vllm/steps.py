@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +13,6 @@ from .state import DecodingBatch
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
-    from vllm.v1.outputs import ModelRunnerOutput
 
 
 @dataclass(slots=True)
@@ -24,24 +23,19 @@ class Step:
     batch: DecodingBatch
     """Who decodes in it. Several steps of the same requests share the look at the first of them."""
     started: float
-    decided: bool
-    """The controller's decision was carried out; else it is not told."""
-    drafted: Mapping[str, int] = field(default_factory=dict)
+    drafted: Mapping[str, int]
     """Tokens that were drafted to be verified in it, before trimming."""
-    places: Mapping[str, int] = field(default_factory=dict)
-    """Where requests stand in `gained`."""
-    gained: list[int] = field(default_factory=list)
-    """Tokens that each of the model's rows has sampled; empty where that is one each."""
+    looked: bool = True
+    """`batch` was looked at for this step."""
+    decided: bool = False
+    """The controller's decision was carried out; else it is not told."""
+    places: Mapping[str, int] | None = None
+    """Where requests stand in `gained`; None: nothing was verified, and each gained one token."""
+    gained: Sequence[int] = ()
+    """Tokens that each of the model's rows has sampled."""
     generated: list[int] | None = None
     """Tokens that each request of the batch had before; None: those of the look and of the steps since."""
     seconds: float = 0.0
-
-    def verified(self, output: ModelRunnerOutput, is_asynchronous: bool) -> None:
-        """The model has run, and vLLM has not yet committed, nor cut, what it sampled."""
-        if self.scheduled.scheduled_spec_decode_tokens:
-            self.places, self.gained = output.req_id_to_index, list(map(len, output.sampled_token_ids))
-        if is_asynchronous:  # Another step was committed since this one was scheduled.
-            self.generated = [request.num_output_tokens for request in self.batch.requests]
 
 
 @dataclass(slots=True)
@@ -49,8 +43,6 @@ class StepResult:
     """A step that came back. Lists are per request of its batch."""
 
     step: Step
-    is_first: bool
-    """The step itself was looked at."""
     drafted: list[int]
     verified: list[int]
     accepted: list[int]
@@ -74,7 +66,7 @@ class StepResult:
                 else:
                     committed = [count + 1 for count in accepted]
                     before = [count + new for count, new in zip(before, committed, strict=True)]
-                found.append(cls(step, step is steps[0], drafted, verified, accepted, committed))
+                found.append(cls(step, drafted, verified, accepted, committed))
         return found
 
     def outcome(self) -> RoundOutcome:
@@ -98,14 +90,14 @@ class StepResult:
             verify_seconds=self.step.seconds,
             catch_up_seconds=0.0,
             host_seconds=0.0,
-            is_timed=not (self.is_first and batch.has_prompts),
+            is_timed=not (self.step.looked and batch.has_prompts),
         )
 
 
 def _drafts(step: Step) -> tuple[list[int], list[int], list[int]]:
     """Tokens of each request's draft: drafted, verified and accepted."""
     names, drafts = step.batch.names, step.scheduled.scheduled_spec_decode_tokens
-    noted = step.drafted
+    noted, places = step.drafted, step.places or {}
     if not drafts:
         none = [0] * len(names)
         return [noted.get(name, 0) for name in names] if noted else none, none, none
@@ -113,7 +105,7 @@ def _drafts(step: Step) -> tuple[list[int], list[int], list[int]]:
     for name in names:
         count = len(drafts[name]) if name in drafts else 0
         # Of the tokens gained all but one were drafted.
-        kept = step.gained[step.places[name]] - 1 if count and step.gained and name in step.places else 0
+        kept = step.gained[places[name]] - 1 if count and name in places else 0
         drafted.append(max(noted.get(name, 0), count))
         verified.append(count)
         accepted.append(min(max(kept, 0), count))
