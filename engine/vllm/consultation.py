@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ...controllers import ConstantController, Controller, GuardedController, GuardSettings, RoundState
 from .compatibility import check_controller
-from .pacing import PacedController, Pacer
+from .pacing import PacedController, Pacer, Thrift
 from .settings import VllmSettings
 from .steps import StepResult
 
@@ -23,6 +23,7 @@ class Consultation:
 
     guard: GuardedController
     pacer: Pacer | None
+    thrift: Thrift
     longest: int
     """vLLM's ``num_speculative_tokens``."""
     length: int = 0
@@ -43,7 +44,8 @@ class Consultation:
         if settings.confirm_steps > 1 or settings.dwell_steps > 0:
             pacer = Pacer(settings.confirm_steps, settings.dwell_steps)
             inner = PacedController(inner, pacer)
-        return cls(GuardedController(inner, fallback or ConstantController(0), limits), pacer, longest)
+        own = GuardedController(inner, fallback or ConstantController(0), limits)
+        return cls(own, pacer, Thrift(settings.time_share), longest)
 
     def ask(self, state: RoundState) -> list[int]:
         """Length of each request's draft. All rounds have been told (`tell_all`), or ``state`` lacks them."""
@@ -53,7 +55,7 @@ class Consultation:
             lengths = [min(length, self.longest) for length in lengths]
         self.length, self._left = most, 0
         if self.pacer is not None and self.pacer.length == most <= self.longest:
-            self._left = int(min(self.pacer.rests, self.guard.repeats))
+            self._left = int(min(self.thrift.stretch * self.pacer.rests, self.guard.repeats))
         return lengths
 
     @property

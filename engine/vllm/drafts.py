@@ -38,14 +38,16 @@ class DraftLengths:
         self._hand_out(batch, lengths)
         self._measure(batch, max_model_len)
 
-    def give_again(self, batch: DecodingBatch, max_model_len: int) -> bool:
+    def give_again(self, batch: DecodingBatch, max_model_len: int, stretch: float = 1.0) -> bool:
         """The same lengths once more, newcomers what is usual; False where more than a tenth came or went since `give`.
 
         A burst comes in a request a step: lengths that suit the few who were there would slow all of it down.
+        ``stretch``: it may be as many times as much, but no more than a quarter.
         """
         if batch.names != self._names:
             kept = sum(name in self._asked for name in batch.names)
-            if 10 * (max(len(batch.names), len(self._asked)) - kept) > len(self._asked):
+            changed = max(len(batch.names), len(self._asked)) - kept
+            if changed > min(0.1 * stretch, 0.25) * len(self._asked):
                 return False
             lengths = carried_over(self._given, batch.names)
             if lengths is None:

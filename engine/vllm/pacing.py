@@ -8,6 +8,12 @@ import numpy as np
 
 from ...controllers import Controller, Decision, RoundOutcome, RoundState
 
+_MEMORY = 0.95
+"""Of the time that the plugin took, from question to question."""
+_TURN = 1.1
+"""Of `Thrift.stretch`, with every question."""
+_LONGEST = 5.0
+
 
 class Pacer:
     """Lets K follow what is wished for, when it has been wished for long enough.
@@ -76,6 +82,33 @@ class Pacer:
     def _dwelling(self) -> int:
         """Coming steps of which no wish would count."""
         return max(0, self._dwell_steps - self._confirm_steps - self._held)
+
+
+class Thrift:
+    """How much longer an answer stands, so that the plugin keeps to its share of the time.
+
+    Between two steps of a model the plugin's code is never in the caches: a question takes a fifth of a millisecond or
+    more, which of a short step is too much.
+    """
+
+    def __init__(self, most: float) -> None:
+        """``most``: share of the steps' time that the plugin may take; 0: any."""
+        self._most = most
+        self._told = (0.0, 0.0)
+        self._own = self._whole = 0.0
+        self.stretch = 1.0
+        """Times that rests are to last."""
+
+    def enter(self, own: float, whole: float) -> None:
+        """Before a question: seconds so far that the plugin took, and those of all steps, its own included."""
+        if self._most == 0:
+            return
+        self._own = _MEMORY * self._own + own - self._told[0]
+        self._whole = _MEMORY * self._whole + whole - self._told[1]
+        self._told = own, whole
+        if self._whole > 0:
+            change = _TURN if self._own > self._most * self._whole else 1 / _TURN
+            self.stretch = min(max(self.stretch * change, 1.0), _LONGEST)
 
 
 class PacedController(Controller):

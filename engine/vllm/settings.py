@@ -32,6 +32,9 @@ class VllmSettings:
     """Steps in a row that must ask for more, or for less, before K changes; 1: at once."""
     dwell_steps: int = 6
     """Least steps between two changes of K; 0: none."""
+    time_share: float = 0.008
+    """Of the steps' time that the plugin may take: where it takes more it asks the controller less often, down to a
+    fifth; 0: as often as it would."""
     self_test: bool = True
     """Command some K in the first steps and check that vLLM drafts as many."""
 
@@ -40,6 +43,8 @@ class VllmSettings:
             raise ValueError(f"confirm_steps must be at least 1, got {self.confirm_steps}")
         if self.dwell_steps < 0:
             raise ValueError(f"dwell_steps must be 0 or more, got {self.dwell_steps}")
+        if not 0 <= self.time_share <= 1:
+            raise ValueError(f"time_share must be 0 … 1, got {self.time_share}")
 
     @classmethod
     def read(cls, own: Mapping[str, Any] | None = None, environment: Mapping[str, str] | None = None) -> VllmSettings:
@@ -81,9 +86,10 @@ def _parsed(value: Any, kind: str, where: str) -> Any:
         if not isinstance(value, bool | str | int) or text not in _TRUE + _FALSE:
             raise ValueError(f"{where} must be true or false, got {value!r:.80}")
         return text in _TRUE
+    whole = kind == "int"
     try:
-        if isinstance(value, bool | float):
+        if isinstance(value, bool) or (whole and isinstance(value, float)):
             raise ValueError
-        return int(value)
+        return int(value) if whole else float(value)
     except (TypeError, ValueError):
-        raise ValueError(f"{where} must be an integer, got {value!r:.80}") from None
+        raise ValueError(f"{where} must be {'an integer' if whole else 'a number'}, got {value!r:.80}") from None

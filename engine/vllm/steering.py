@@ -65,7 +65,7 @@ class Steering:
         """Steps since then that came back."""
         self._length: int = self.longest
         self.self_test: SchedulerSelfTest | None = None
-        self._began = self._ended = self._carried = 0.0
+        self._began = self._ended = self._carried = self._busy = 0.0
         self._controller: Controller | None = None
         self._consultation: Consultation | None = None
         if self.problem is not None:
@@ -240,20 +240,21 @@ class Steering:
         batch, consultation, max_model_len = step.batch, self._consultation, self._scheduler.max_model_len
         assert consultation is not None
         load = batch.load(self._scheduler)
-        may_stand = not (load[1] and consultation.length)
-        if may_stand and self._drafts.give_again(batch, max_model_len) and consultation.stand():
-            self._length = consultation.length
-            if self._length:  # What nobody has room for is not drafted.
-                self._length = max(batch.rooms(self._length, max_model_len))
+        may_stand, stretch = not (load[1] and consultation.length), consultation.thrift.stretch
+        if may_stand and self._drafts.give_again(batch, max_model_len, stretch) and consultation.stand():
+            self._length = max(batch.rooms(consultation.length, max_model_len))
             return
         consultation.tell_all()  # What is shown depends on it.
         rates = self._arrivals.rates(self._clock())
         self.state = round_state(self._scheduler, batch, load, self.longest, rates, self.lag)
+        consultation.thrift.enter(self.counts.seconds, self._busy)
         lengths = consultation.ask(self.state)
+        # What nobody has room for is not drafted.
+        self._length = max(map(min, lengths, self.state.max_num_speculative_tokens.tolist()))
         if self.self_test is not None and self.self_test.under_way:
-            lengths, step.decided = [self.self_test.begin(batch.requests)] * len(lengths), False
+            self._length, step.decided = self.self_test.begin(batch.requests), False
+            lengths = [self._length] * len(lengths)
             consultation.overrule()
-        self._length = max(lengths)
         self._drafts.give(batch, lengths, max_model_len)
 
     def _enter(self, step: Step) -> None:
@@ -275,6 +276,7 @@ class Steering:
         if not self._run:
             return
         run, self._run = self._run, []
+        self._busy += sum([step.seconds for step in run])
         for result in StepResult.of_run(run):
             self.counts.enter_outcome(sum(result.drafted), sum(result.accepted))
             if result.step.decided and self._consultation is not None:

@@ -74,6 +74,15 @@ def test_a_burst_that_comes_in_one_by_one_is_seen() -> None:
     assert again == [True, True, False, False, False, False]
 
 
+@pytest.mark.parametrize(("stretch", "most"), [(1.0, 1), (2.0, 2), (5.0, 2)])
+def test_who_is_to_be_asked_seldom_lets_more_come_or_go_but_no_more_than_a_quarter(stretch: float, most: int) -> None:
+    names = "abcdefghijklmnop"
+    for changed in range(5):
+        came = given(names[:10], [4] * 10).give_again(batch(names[: 10 + changed]), ROOM, stretch)
+        went = given(names[:10], [4] * 10).give_again(batch(names[: 10 - changed]), ROOM, stretch)
+        assert came == went == (changed <= most)
+
+
 def test_after_a_failure_nothing_stands() -> None:
     lengths = given("abcd", [1, 2, 3, 6])
     lengths.clear()

@@ -10,7 +10,7 @@ import pytest
 
 from specpilot.controllers import Controller, Decision, RoundState
 from specpilot.engine.vllm import VllmSettings
-from specpilot.engine.vllm.pacing import PacedController, Pacer
+from specpilot.engine.vllm.pacing import PacedController, Pacer, Thrift
 from specpilot.tests.support.rounds import round_state
 
 LENGTHS = range(9)
@@ -131,6 +131,46 @@ def test_one_step_and_no_dwelling_is_the_controller_itself() -> None:
     rng, own = np.random.default_rng(2), Pacer(1, 0)
     wishes = rng.integers(0, 9, size=100).tolist()
     assert [own.follow(wish) for wish in wishes] == wishes
+
+
+def questions(most: float, per_question: float, steps: int, between: float = 0.0) -> list[int]:
+    """Steps between two questions, where a question takes ``per_question`` of a step and every step ``between``."""
+    own, thrift, found = pacer(), Thrift(most), [0]
+    taken, passed = 0.0, 0
+    own.follow(4)
+    while passed < steps:
+        stands = int(thrift.stretch * own.rests)
+        own.rest(stands)
+        taken, passed = taken + per_question + (1 + stands) * between, passed + 1 + stands
+        thrift.enter(taken, float(passed))
+        own.follow(4)
+        found.append(1 + stands)
+    return found
+
+
+@pytest.mark.parametrize("per_question", [0.06, 0.1, 0.15])
+def test_who_would_take_more_than_the_share_is_asked_as_seldom_as_keeps_it(per_question: float) -> None:
+    later = questions(0.01, per_question, 5000)[-60:]
+    assert sum(later) / len(later) == pytest.approx(max(6.0, per_question / 0.01), rel=0.1)
+
+
+def test_who_keeps_to_the_share_is_asked_as_often_as_the_pacer_says() -> None:
+    assert set(questions(0.01, 0.05, 600)[2:]) == {6}
+    assert set(questions(0.0, 0.5, 600)[2:]) == {6}, "0 is no bound"
+
+
+def test_however_much_it_takes_no_answer_stands_for_more_than_five_times_as_long() -> None:
+    assert max(questions(0.01, 10.0, 5000, between=0.5)) == 1 + 5 * 5
+
+
+def test_once_it_takes_little_again_it_is_asked_as_often_as_before() -> None:
+    thrift, own, whole = Thrift(0.01), 0.0, 0.0
+    for taken in [0.5] * 100 + [0.01] * 200:
+        own, whole = own + taken, whole + 6.0
+        thrift.enter(own, whole)
+        if whole == 600.0:
+            assert thrift.stretch == 5.0
+    assert thrift.stretch == 1.0
 
 
 class Scripted(Controller):

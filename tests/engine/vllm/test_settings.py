@@ -19,11 +19,12 @@ def test_environment_and_mapping_say_the_same() -> None:
         "SPECPILOT_CONTROLLER": "a/b.json",
         "SPECPILOT_LAZY_CATCH_UP": "0",
         "SPECPILOT_DWELL_STEPS": "9",
+        "SPECPILOT_TIME_SHARE": "0.25",
         "SPECPILOT_TRIM": "",
         "SPECPILOT_TEST_PAIR": "not ours",
     }
-    own = {"controller": "a/b.json", "lazy_catch_up": False, "dwell_steps": 9}
-    wanted = VllmSettings(controller=Path("a/b.json"), lazy_catch_up=False, dwell_steps=9)
+    own = {"controller": "a/b.json", "lazy_catch_up": False, "dwell_steps": 9, "time_share": 0.25}
+    wanted = VllmSettings(controller=Path("a/b.json"), lazy_catch_up=False, dwell_steps=9, time_share=0.25)
     assert VllmSettings.read({}, environment) == VllmSettings.read(own, {}) == wanted
 
 
@@ -42,6 +43,10 @@ def test_the_mapping_comes_before_the_environment() -> None:
         ({"dwell_steps": True}, {}, "dwell_steps"),
         ({"dwell_steps": -1}, {}, "dwell_steps"),
         ({"controller": 3}, {}, "controller"),
+        ({"time_share": 1.5}, {}, "time_share"),
+        ({"time_share": True}, {}, "time_share"),
+        ({}, {"SPECPILOT_TIME_SHARE": "nan"}, "time_share"),
+        ({}, {"SPECPILOT_TIME_SHARE": "little"}, "SPECPILOT_TIME_SHARE"),
         ({}, {"SPECPILOT_CONFIRM_STEPS": "soon"}, "SPECPILOT_CONFIRM_STEPS"),
         ({}, {"SPECPILOT_CONFIRM_STEPS": "0"}, "confirm_steps"),
     ],
