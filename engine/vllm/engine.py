@@ -165,7 +165,7 @@ class VllmEngine:
         """vLLM's attention on CPU demands as many threads as there were at start; every thread has its own number."""
         if threading.get_ident() != self._thread:
             self._thread = threading.get_ident()
-            torch.set_num_threads(self._num_threads)
+            torch._C.set_num_threads(self._num_threads)  # vLLM replaces torch's own by one that only warns.
 
     def _chunk(self, name: str, tokens: tuple[int, ...], reason: FinishReason | None) -> StreamChunk:
         self._tokens[name].extend(tokens)
