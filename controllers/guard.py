@@ -131,7 +131,7 @@ class GuardedController(Controller):
         """How many rounds of about as many requests may go on with the last decision, without `decide`, if `observe`
         is told of every round before that.
 
-        None where the last answer was not the inner controller's, and in a probe.
+        0 where the last answer was not the inner controller's, and in a probe.
         """
         return 0 if not self._own_round or self._away > 0 else self._probe.rounds_before
 

@@ -13,6 +13,7 @@ _MEMORY = 0.95
 _TURN = 1.1
 """Of `Thrift.stretch`, with every question."""
 _LONGEST = 5.0
+"""That `Thrift.stretch` may be."""
 
 
 class Pacer:
